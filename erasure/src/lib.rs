@@ -1,0 +1,1 @@
+//! Systematic N+K erasure codes and CRC32C.

@@ -1,0 +1,1 @@
+//! Burstbay: `rdma-transport`.

@@ -1,0 +1,681 @@
+//! A single-threaded executor: tasks in domains, timers, and a driver underneath.
+//!
+//! A *domain* is everything that dies together: in the simulator one process of one node. Killing
+//! a domain drops all its tasks at the await where each of them stands.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use crate::driver::{Driver, PollSource, Unpark};
+use crate::time::{Instant, WallTime};
+
+/// Names a group of tasks that die together.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct DomainId(pub u32);
+
+/// In which order ready tasks run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// First woken, first run.
+    Fifo,
+    /// Drawn from the executor's seed: every interleaving that an await permits can happen.
+    Random,
+}
+
+/// How many tasks run between two looks at the driver. Large enough to batch submissions of one
+/// turn into one system call, small enough that completions are not left lying.
+const TASKS_PER_TURN: usize = 64;
+
+type BoxFuture = Pin<Box<dyn Future<Output = ()>>>;
+
+struct Slot {
+    generation: u32,
+    domain: DomainId,
+    /// Out of its slot while it is being polled.
+    future: Option<BoxFuture>,
+    waker: Option<Arc<TaskWaker>>,
+}
+
+struct TaskWaker {
+    key: TaskKey,
+    queued: AtomicBool,
+    queue: Arc<ReadyQueue>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct TaskKey {
+    index: u32,
+    generation: u32,
+}
+
+struct ReadyQueue {
+    ready: Mutex<VecDeque<TaskKey>>,
+    parked: AtomicBool,
+    unpark: Arc<dyn Unpark>,
+}
+
+impl ReadyQueue {
+    fn push(&self, key: TaskKey) {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner).push_back(key);
+        if self.parked.load(Ordering::SeqCst) {
+            self.unpark.unpark();
+        }
+    }
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.queued.swap(true, Ordering::SeqCst) {
+            self.queue.push(self.key);
+        }
+    }
+}
+
+struct Inner {
+    driver: Rc<dyn Driver>,
+    queue: Arc<ReadyQueue>,
+    order: Order,
+    slots: RefCell<Vec<Slot>>,
+    free: RefCell<Vec<u32>>,
+    timers: RefCell<BTreeMap<(Instant, u64), Waker>>,
+    timer_sequence: Cell<u64>,
+    sources: RefCell<Vec<Box<dyn PollSource>>>,
+    rng: RefCell<fastrand::Rng>,
+    trace: Cell<u64>,
+    polls: Cell<u64>,
+    next_domain: Cell<u32>,
+}
+
+/// Owns the tasks and runs them.
+pub struct Executor {
+    inner: Rc<Inner>,
+}
+
+/// The handle that all code carries: time, chance, tasks. Cheap to clone; belongs to one domain.
+#[derive(Clone)]
+pub struct Rt {
+    inner: Rc<Inner>,
+    domain: DomainId,
+}
+
+impl Executor {
+    /// An executor over `driver`, with chance drawn from `seed`.
+    pub fn new(driver: Rc<dyn Driver>, order: Order, seed: u64) -> Self {
+        let unpark = driver.unparker();
+        Self {
+            inner: Rc::new(Inner {
+                driver,
+                queue: Arc::new(ReadyQueue {
+                    ready: Mutex::new(VecDeque::new()),
+                    parked: AtomicBool::new(false),
+                    unpark,
+                }),
+                order,
+                slots: RefCell::new(Vec::new()),
+                free: RefCell::new(Vec::new()),
+                timers: RefCell::new(BTreeMap::new()),
+                timer_sequence: Cell::new(0),
+                sources: RefCell::new(Vec::new()),
+                rng: RefCell::new(fastrand::Rng::with_seed(seed)),
+                trace: Cell::new(seed),
+                polls: Cell::new(0),
+                next_domain: Cell::new(1),
+            }),
+        }
+    }
+
+    /// A virtual-time executor with random task order: the simulator's.
+    pub fn simulated(seed: u64) -> Self {
+        Self::new(crate::VirtualTime::new(), Order::Random, seed)
+    }
+
+    /// A handle in the root domain.
+    pub fn rt(&self) -> Rt {
+        Rt { inner: self.inner.clone(), domain: DomainId(0) }
+    }
+
+    /// A handle in a new domain.
+    pub fn new_domain(&self) -> Rt {
+        self.rt().new_domain()
+    }
+
+    /// Drops every task of `domain` where it stands, as a process that is killed. Must not be
+    /// called from a task of that domain.
+    pub fn kill(&self, domain: DomainId) {
+        self.rt().kill(domain);
+    }
+
+    /// Runs until `future` is done.
+    ///
+    /// # Panics
+    /// On virtual time, when every task waits and no timer is left: that is a deadlock in the code
+    /// under test.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        let mut future = std::pin::pin!(future);
+        let main =
+            Arc::new(MainWaker { woken: AtomicBool::new(true), queue: self.inner.queue.clone() });
+        let waker = Waker::from(main.clone());
+        let mut cx = Context::from_waker(&waker);
+        loop {
+            if main.woken.swap(false, Ordering::SeqCst)
+                && let Poll::Ready(output) = future.as_mut().poll(&mut cx)
+            {
+                return output;
+            }
+            self.turn(&main.woken);
+        }
+    }
+
+    /// One round: due timers, completions, ready tasks; then a wait if there is nothing to do.
+    fn turn(&self, main_woken: &AtomicBool) {
+        let inner = &self.inner;
+        inner.driver.poll();
+        inner.fire_timers();
+        let mut busy = inner.poll_sources();
+        for _ in 0..TASKS_PER_TURN {
+            let Some(key) = inner.next_ready() else { break };
+            inner.poll_task(key);
+            busy = true;
+        }
+        if busy || main_woken.load(Ordering::SeqCst) {
+            return;
+        }
+        let deadline = inner.timers.borrow().keys().next().map(|(at, _)| *at);
+        inner.queue.parked.store(true, Ordering::SeqCst);
+        // A wake-up between the look above and the flag would otherwise be slept through.
+        let nothing_ready =
+            inner.queue.ready.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        if nothing_ready && !main_woken.load(Ordering::SeqCst) {
+            inner.driver.park(deadline);
+        }
+        inner.queue.parked.store(false, Ordering::SeqCst);
+        if deadline.is_none() && inner.order == Order::Random {
+            let still_nothing =
+                inner.queue.ready.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+            assert!(
+                !still_nothing || main_woken.load(Ordering::SeqCst),
+                "deadlock: every task waits and no timer is left"
+            );
+        }
+    }
+
+    /// A hash over which task ran when: two runs of one seed must agree.
+    pub fn trace_hash(&self) -> u64 {
+        self.inner.trace.get()
+    }
+
+    /// How many times a task was polled.
+    pub fn polls(&self) -> u64 {
+        self.inner.polls.get()
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        // Tasks hold handles to the executor: break the cycle.
+        let slots = std::mem::take(&mut *self.inner.slots.borrow_mut());
+        drop(slots);
+        self.inner.timers.borrow_mut().clear();
+        self.inner.sources.borrow_mut().clear();
+    }
+}
+
+struct MainWaker {
+    woken: AtomicBool,
+    queue: Arc<ReadyQueue>,
+}
+
+impl Wake for MainWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.woken.store(true, Ordering::SeqCst);
+        if self.queue.parked.load(Ordering::SeqCst) {
+            self.queue.unpark.unpark();
+        }
+    }
+}
+
+impl Inner {
+    fn next_ready(&self) -> Option<TaskKey> {
+        let mut ready = self.queue.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.order {
+            Order::Fifo => ready.pop_front(),
+            Order::Random if ready.is_empty() => None,
+            Order::Random => {
+                let at = self.rng.borrow_mut().usize(..ready.len());
+                ready.swap_remove_back(at)
+            }
+        }
+    }
+
+    fn fire_timers(&self) {
+        let now = self.driver.now();
+        loop {
+            let due = {
+                let mut timers = self.timers.borrow_mut();
+                match timers.first_key_value() {
+                    Some((&(at, _), _)) if at <= now => timers.pop_first(),
+                    _ => None,
+                }
+            };
+            match due {
+                Some((_, waker)) => waker.wake(),
+                None => return,
+            }
+        }
+    }
+
+    fn poll_sources(&self) -> bool {
+        // Taken out while they run, so that a source may add another.
+        let mut sources = std::mem::take(&mut *self.sources.borrow_mut());
+        let mut busy = false;
+        for source in &mut sources {
+            busy |= source.poll();
+        }
+        let mut slot = self.sources.borrow_mut();
+        sources.append(&mut slot);
+        *slot = sources;
+        busy
+    }
+
+    fn poll_task(&self, key: TaskKey) {
+        let taken = {
+            let mut slots = self.slots.borrow_mut();
+            match slots.get_mut(key.index as usize) {
+                Some(slot) if slot.generation == key.generation => {
+                    let waker = slot.waker.clone();
+                    slot.future.take().zip(waker)
+                }
+                _ => None,
+            }
+        };
+        let Some((mut future, waker)) = taken else { return };
+        self.polls.set(self.polls.get() + 1);
+        self.mix(self.driver.now().as_nanos() ^ (u64::from(key.index) << 40));
+        // Cleared before the poll: a wake-up during it must queue the task again.
+        waker.queued.store(false, Ordering::SeqCst);
+        let done = {
+            let task_waker = Waker::from(waker);
+            future.as_mut().poll(&mut Context::from_waker(&task_waker)).is_ready()
+        };
+        let killed = {
+            let mut slots = self.slots.borrow_mut();
+            let slot = &mut slots[key.index as usize];
+            let killed = slot.generation != key.generation;
+            if !killed && !done {
+                slot.future = Some(future);
+                return;
+            }
+            killed
+        };
+        // Dropped outside the borrow: destructors may spawn or wake.
+        drop(future);
+        if !killed {
+            self.release(key.index);
+        }
+    }
+
+    fn release(&self, index: u32) {
+        let mut slots = self.slots.borrow_mut();
+        let slot = &mut slots[index as usize];
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.waker = None;
+        self.free.borrow_mut().push(index);
+    }
+
+    fn mix(&self, value: u64) {
+        let mixed = (self.trace.get() ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.trace.set(mixed ^ (mixed >> 29));
+    }
+}
+
+impl Rt {
+    /// Time now.
+    pub fn now(&self) -> Instant {
+        self.inner.driver.now()
+    }
+
+    /// Calendar time now.
+    pub fn wall(&self) -> WallTime {
+        self.inner.driver.wall()
+    }
+
+    /// A number from the executor's seeded generator.
+    pub fn random_u64(&self) -> u64 {
+        self.inner.rng.borrow_mut().u64(..)
+    }
+
+    /// A number below `bound`, which must not be 0.
+    pub fn random_below(&self, bound: u64) -> u64 {
+        self.inner.rng.borrow_mut().u64(..bound)
+    }
+
+    /// The domain in which this handle spawns.
+    pub fn domain(&self) -> DomainId {
+        self.domain
+    }
+
+    /// A handle in a new domain of the same executor.
+    pub fn new_domain(&self) -> Rt {
+        let id = self.inner.next_domain.get();
+        self.inner.next_domain.set(id + 1);
+        Rt { inner: self.inner.clone(), domain: DomainId(id) }
+    }
+
+    /// Adds `value` to the trace hash, so that a decision shows in it.
+    pub fn trace(&self, value: u64) {
+        self.inner.mix(value);
+    }
+
+    /// Drops every task of `domain` where it stands. A task cannot kill its own domain.
+    pub fn kill(&self, domain: DomainId) {
+        let doomed: Vec<(u32, Option<BoxFuture>)> = {
+            let mut slots = self.inner.slots.borrow_mut();
+            slots
+                .iter_mut()
+                .enumerate()
+                .filter(|(_, slot)| slot.domain == domain && slot.waker.is_some())
+                .map(|(index, slot)| (u32::try_from(index).unwrap_or(u32::MAX), slot.future.take()))
+                .collect()
+        };
+        for (index, future) in doomed {
+            self.inner.release(index);
+            drop(future);
+        }
+    }
+
+    /// Starts a task in this handle's domain. Dropping the handle lets the task go on.
+    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        let state = Rc::new(RefCell::new(JoinState { result: None, waker: None, gone: false }));
+        let guard = JoinGuard(state.clone());
+        let key = self.inner.insert(
+            self.domain,
+            Box::pin(async move {
+                let output = future.await;
+                guard.0.borrow_mut().result = Some(output);
+            }),
+        );
+        JoinHandle { state, inner: self.inner.clone(), key }
+    }
+
+    /// Waits for `duration`.
+    pub fn sleep(&self, duration: Duration) -> Sleep {
+        self.sleep_until(self.now() + duration)
+    }
+
+    /// Waits until `at`.
+    pub fn sleep_until(&self, at: Instant) -> Sleep {
+        Sleep { inner: self.inner.clone(), at, sequence: None }
+    }
+
+    /// Runs `future` for at most `duration`; on [`Elapsed`] it has been dropped.
+    ///
+    /// # Errors
+    /// [`Elapsed`] when the time is over first.
+    pub async fn timeout<F: Future>(
+        &self,
+        duration: Duration,
+        future: F,
+    ) -> Result<F::Output, Elapsed> {
+        let sleep = self.sleep(duration);
+        let mut sleep = std::pin::pin!(sleep);
+        let mut future = std::pin::pin!(future);
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(Ok(output));
+            }
+            sleep.as_mut().poll(cx).map(|()| Err(Elapsed))
+        })
+        .await
+    }
+
+    /// Lets every other ready task run first.
+    pub async fn yield_now(&self) {
+        let mut yielded = false;
+        std::future::poll_fn(|cx| {
+            if yielded {
+                return Poll::Ready(());
+            }
+            yielded = true;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Adds a source that the executor polls each turn.
+    pub fn add_source(&self, source: Box<dyn PollSource>) {
+        self.inner.sources.borrow_mut().push(source);
+    }
+}
+
+impl Inner {
+    fn insert(self: &Rc<Self>, domain: DomainId, future: BoxFuture) -> TaskKey {
+        let mut slots = self.slots.borrow_mut();
+        let index = match self.free.borrow_mut().pop() {
+            Some(index) => index,
+            None => {
+                slots.push(Slot { generation: 0, domain, future: None, waker: None });
+                u32::try_from(slots.len() - 1).expect("fewer than 2^32 tasks")
+            }
+        };
+        let slot = &mut slots[index as usize];
+        let key = TaskKey { index, generation: slot.generation };
+        let waker =
+            Arc::new(TaskWaker { key, queued: AtomicBool::new(true), queue: self.queue.clone() });
+        slot.domain = domain;
+        slot.future = Some(future);
+        slot.waker = Some(waker);
+        drop(slots);
+        self.queue.push(key);
+        key
+    }
+}
+
+/// The time given to [`Rt::timeout`] is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the time limit has passed")]
+pub struct Elapsed;
+
+/// The task was aborted, or its domain was killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the task was aborted")]
+pub struct Aborted;
+
+struct JoinState<T> {
+    result: Option<T>,
+    waker: Option<Waker>,
+    gone: bool,
+}
+
+struct JoinGuard<T>(Rc<RefCell<JoinState<T>>>);
+
+impl<T> Drop for JoinGuard<T> {
+    fn drop(&mut self) {
+        let waker = {
+            let mut state = self.0.borrow_mut();
+            state.gone = true;
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+/// Waits for a task's result. Dropping it detaches the task.
+pub struct JoinHandle<T> {
+    state: Rc<RefCell<JoinState<T>>>,
+    inner: Rc<Inner>,
+    key: TaskKey,
+}
+
+impl<T> JoinHandle<T> {
+    /// Drops the task at the await where it stands. Must not be called from the task itself.
+    pub fn abort(&self) {
+        let future = {
+            let mut slots = self.inner.slots.borrow_mut();
+            match slots.get_mut(self.key.index as usize) {
+                Some(slot) if slot.generation == self.key.generation => slot.future.take(),
+                _ => return,
+            }
+        };
+        self.inner.release(self.key.index);
+        drop(future);
+    }
+
+    /// True once the task has ended, in whatever way.
+    pub fn is_finished(&self) -> bool {
+        self.state.borrow().gone
+    }
+}
+
+impl<T> Future for JoinHandle<T> {
+    type Output = Result<T, Aborted>;
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.state.borrow_mut();
+        if !state.gone {
+            state.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(state.result.take().ok_or(Aborted))
+    }
+}
+
+/// Waits for a point in time.
+pub struct Sleep {
+    inner: Rc<Inner>,
+    at: Instant,
+    sequence: Option<u64>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.at <= self.inner.driver.now() {
+            return Poll::Ready(());
+        }
+        let sequence = match self.sequence {
+            Some(sequence) => sequence,
+            None => {
+                let next = self.inner.timer_sequence.get();
+                self.inner.timer_sequence.set(next + 1);
+                next
+            }
+        };
+        self.sequence = Some(sequence);
+        self.inner.timers.borrow_mut().insert((self.at, sequence), cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(sequence) = self.sequence {
+            let waker = self.inner.timers.borrow_mut().remove(&(self.at, sequence));
+            drop(waker);
+        }
+    }
+}
+
+impl fmt::Debug for Rt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rt").field("domain", &self.domain).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_trace(seed: u64) -> (u64, Vec<u32>) {
+        let executor = Executor::simulated(seed);
+        let order = Rc::new(RefCell::new(Vec::new()));
+        let rt = executor.rt();
+        executor.block_on(async {
+            let tasks: Vec<_> = (0..8_u32)
+                .map(|i| {
+                    let (rt2, order) = (rt.clone(), order.clone());
+                    rt.spawn(async move {
+                        rt2.sleep(Duration::from_millis(u64::from(i % 3))).await;
+                        order.borrow_mut().push(i);
+                    })
+                })
+                .collect();
+            for task in tasks {
+                task.await.expect("not aborted");
+            }
+        });
+        let order = order.borrow().clone();
+        (executor.trace_hash(), order)
+    }
+
+    #[test]
+    fn one_seed_gives_one_trace_and_another_seed_another() {
+        assert_eq!(run_trace(7), run_trace(7));
+        assert_ne!(run_trace(7).1, run_trace(8).1);
+    }
+
+    #[test]
+    fn virtual_time_passes_without_waiting() {
+        let executor = Executor::simulated(1);
+        let rt = executor.rt();
+        executor.block_on(rt.sleep(Duration::from_secs(86_400)));
+        assert_eq!(rt.now().as_nanos(), 86_400_000_000_000);
+    }
+
+    #[test]
+    fn a_killed_domain_runs_no_further_and_its_joiners_learn_it() {
+        let executor = Executor::simulated(1);
+        let rt = executor.rt();
+        let doomed = rt.new_domain();
+        let ran = Rc::new(Cell::new(false));
+        let (ran2, doomed2) = (ran.clone(), doomed.clone());
+        let task = doomed.spawn(async move {
+            doomed2.sleep(Duration::from_secs(1)).await;
+            ran2.set(true);
+        });
+        executor.block_on(async {
+            rt.yield_now().await;
+            rt.kill(doomed.domain());
+            assert_eq!(task.await, Err(Aborted));
+            rt.sleep(Duration::from_secs(2)).await;
+        });
+        assert!(!ran.get());
+    }
+
+    #[test]
+    fn timeout_drops_the_future_and_its_timer() {
+        let executor = Executor::simulated(1);
+        let rt = executor.rt();
+        executor.block_on(async {
+            let never = std::future::pending::<()>();
+            assert_eq!(rt.timeout(Duration::from_secs(1), never).await, Err(Elapsed));
+            assert_eq!(rt.timeout(Duration::from_secs(5), async { 3 }).await, Ok(3));
+        });
+        assert!(executor.inner.timers.borrow().is_empty());
+    }
+
+    #[test]
+    #[should_panic(expected = "deadlock")]
+    fn a_deadlock_on_virtual_time_is_reported() {
+        Executor::simulated(1).block_on(std::future::pending::<()>());
+    }
+}

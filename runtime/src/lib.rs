@@ -1,0 +1,18 @@
+//! The reactor: local tasks, timers, polled sources, messages between reactors and aligned
+//! buffers, on real time around one `io_uring` or on virtual time under one seed.
+//!
+//! Everything that makes decisions is written against [`Rt`] and never asks the operating system
+//! for time, chance or threads, so that the same code runs unchanged in the simulator.
+
+mod buf;
+mod driver;
+mod executor;
+pub mod sync;
+mod time;
+mod virtual_time;
+
+pub use buf::{Buf, BufMut, BufPool, PoolStats, SLAB_BYTES_MAX, SLAB_BYTES_MIN};
+pub use driver::{Driver, PollSource, Unpark};
+pub use executor::{Aborted, DomainId, Elapsed, Executor, JoinHandle, Order, Rt};
+pub use time::{Instant, WallTime};
+pub use virtual_time::VirtualTime;
