@@ -1,0 +1,271 @@
+//! The cluster map: the one truth about nodes, devices and partitions.
+
+use bb_proto::{ConfigNumber, DeviceId, Epoch, Incarnation, NodeId, PartitionId};
+use prost::Message;
+
+/// Version of the encoded map. A newer one is refused.
+const FORMAT_VERSION: u32 = 1;
+
+/// What a node may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum NodeState {
+    /// Serves.
+    Active = 0,
+    /// Was ejected: nobody talks to it.
+    Ejected = 1,
+}
+
+/// What a device may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum DeviceState {
+    /// Takes new blocks and gives old ones.
+    Active = 0,
+    /// Has failed or is gone: its blocks are reconstructed from others.
+    Failed = 1,
+}
+
+/// A node.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct NodeEntry {
+    /// Its number.
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    /// Where it listens: `host:port` for TCP.
+    #[prost(string, tag = "2")]
+    pub address: String,
+    /// Incarnation of its process.
+    #[prost(uint64, tag = "3")]
+    pub incarnation: u64,
+    /// State.
+    #[prost(enumeration = "NodeState", tag = "4")]
+    pub state: i32,
+}
+
+/// A device in one incarnation.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct DeviceEntry {
+    /// Its number; stands for (UUID, incarnation) and is never used again.
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    /// UUID, 16 bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub uuid: Vec<u8>,
+    /// Incarnation: rises when the device is formatted.
+    #[prost(uint64, tag = "3")]
+    pub incarnation: u64,
+    /// The node that drives it.
+    #[prost(uint32, tag = "4")]
+    pub node: u32,
+    /// State.
+    #[prost(enumeration = "DeviceState", tag = "5")]
+    pub state: i32,
+    /// Usable bytes.
+    #[prost(uint64, tag = "6")]
+    pub capacity_bytes: u64,
+}
+
+/// Who holds a partition.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct PartitionEntry {
+    /// Rises with each change of this entry.
+    #[prost(uint64, tag = "1")]
+    pub config: u64,
+    /// The node that serves it.
+    #[prost(uint32, tag = "2")]
+    pub primary: u32,
+    /// The nodes that log along.
+    #[prost(uint32, repeated, tag = "3")]
+    pub backups: Vec<u32>,
+}
+
+/// The map.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ClusterMap {
+    /// Version of this encoding.
+    #[prost(uint32, tag = "1")]
+    pub format: u32,
+    /// Version of the contents.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// UUID of the cluster, 16 bytes.
+    #[prost(bytes = "vec", tag = "3")]
+    pub cluster: Vec<u8>,
+    /// UUID of the backing file system, 16 bytes.
+    #[prost(bytes = "vec", tag = "4")]
+    pub bfs: Vec<u8>,
+    /// Nodes, sorted by number.
+    #[prost(message, repeated, tag = "5")]
+    pub nodes: Vec<NodeEntry>,
+    /// Devices, sorted by number.
+    #[prost(message, repeated, tag = "6")]
+    pub devices: Vec<DeviceEntry>,
+    /// One entry per partition.
+    #[prost(message, repeated, tag = "7")]
+    pub partitions: Vec<PartitionEntry>,
+    /// Data blocks of the default geometry.
+    #[prost(uint32, tag = "8")]
+    pub data: u32,
+    /// Parity blocks of the default geometry.
+    #[prost(uint32, tag = "9")]
+    pub parity: u32,
+    /// Erasure code of new groups.
+    #[prost(uint32, tag = "10")]
+    pub codec: u32,
+    /// log2 of the region size of new files, in bytes.
+    #[prost(uint32, tag = "11")]
+    pub region_log2: u32,
+    /// W of rule 1, in ticks: only older parity groups are asked about and passed by horizons.
+    #[prost(uint32, tag = "12")]
+    pub window_ticks: u32,
+    /// True for rendezvous placement, false for the least loaded of two.
+    #[prost(bool, tag = "13")]
+    pub deterministic: bool,
+}
+
+/// A map that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MapError {
+    /// The bytes are not a map.
+    #[error("cluster map cannot be read: {0}")]
+    Decode(String),
+    /// Written by a newer version.
+    #[error("cluster map has format {0}, this program knows up to {FORMAT_VERSION}")]
+    Newer(u32),
+    /// Contradicts itself.
+    #[error("cluster map is inconsistent: {0}")]
+    Inconsistent(&'static str),
+}
+
+impl ClusterMap {
+    /// The bytes of the map.
+    pub fn encode_map(&self) -> Vec<u8> {
+        let mut map = self.clone();
+        map.format = FORMAT_VERSION;
+        map.encode_to_vec()
+    }
+
+    /// Reads a map and checks that it is consistent.
+    ///
+    /// # Errors
+    /// [`MapError`].
+    pub fn decode_map(bytes: &[u8]) -> Result<Self, MapError> {
+        let map = Self::decode(bytes).map_err(|error| MapError::Decode(error.to_string()))?;
+        if map.format > FORMAT_VERSION {
+            return Err(MapError::Newer(map.format));
+        }
+        map.check()?;
+        Ok(map)
+    }
+
+    fn check(&self) -> Result<(), MapError> {
+        if self.cluster.len() != 16 || self.bfs.len() != 16 {
+            return Err(MapError::Inconsistent("UUIDs have 16 bytes"));
+        }
+        if self.partitions.is_empty() {
+            return Err(MapError::Inconsistent("no partitions"));
+        }
+        if !self.nodes.is_sorted_by_key(|n| n.id) || !self.devices.is_sorted_by_key(|d| d.id) {
+            return Err(MapError::Inconsistent("entries are not sorted"));
+        }
+        let known = |id: u32| self.nodes.binary_search_by_key(&id, |n| n.id).is_ok();
+        if !self.partitions.iter().all(|p| known(p.primary) && p.backups.iter().all(|b| known(*b)))
+            || !self.devices.iter().all(|d| known(d.node))
+        {
+            return Err(MapError::Inconsistent("an entry names an unknown node"));
+        }
+        if !(1..=16).contains(&self.data) || self.parity > 4 {
+            return Err(MapError::Inconsistent("geometry outside of 1+0 to 16+4"));
+        }
+        if !(20..=40).contains(&self.region_log2) {
+            return Err(MapError::Inconsistent("region size outside of 1 MiB to 1 TiB"));
+        }
+        Ok(())
+    }
+
+    /// Version of the contents.
+    pub const fn map_epoch(&self) -> Epoch {
+        Epoch(self.epoch)
+    }
+
+    /// Number of partitions.
+    pub fn partition_count(&self) -> u32 {
+        u32::try_from(self.partitions.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The entry of a partition.
+    pub fn partition(&self, id: PartitionId) -> Option<&PartitionEntry> {
+        self.partitions.get(id.0 as usize)
+    }
+
+    /// The configuration number of a partition.
+    pub fn config(&self, id: PartitionId) -> ConfigNumber {
+        ConfigNumber(self.partition(id).map_or(0, |entry| entry.config))
+    }
+
+    /// A node.
+    pub fn node(&self, id: NodeId) -> Option<&NodeEntry> {
+        self.nodes.binary_search_by_key(&id.0, |n| n.id).ok().map(|at| &self.nodes[at])
+    }
+
+    /// A device.
+    pub fn device(&self, id: DeviceId) -> Option<&DeviceEntry> {
+        self.devices.binary_search_by_key(&id.0, |d| d.id).ok().map(|at| &self.devices[at])
+    }
+
+    /// Incarnation of a device.
+    pub fn device_incarnation(&self, id: DeviceId) -> Incarnation {
+        Incarnation(self.device(id).map_or(0, |entry| entry.incarnation))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn sample() -> ClusterMap {
+        ClusterMap {
+            format: 1,
+            epoch: 3,
+            cluster: vec![1; 16],
+            bfs: vec![2; 16],
+            nodes: vec![NodeEntry { id: 1, address: "a:1".into(), incarnation: 1, state: 0 }],
+            devices: (0..4)
+                .map(|id| DeviceEntry {
+                    id,
+                    uuid: vec![u8::try_from(id).expect("small"); 16],
+                    incarnation: 1,
+                    node: 1,
+                    state: 0,
+                    capacity_bytes: 1 << 30,
+                })
+                .collect(),
+            partitions: vec![PartitionEntry { config: 1, primary: 1, backups: vec![] }; 8],
+            data: 2,
+            parity: 1,
+            codec: 1,
+            region_log2: 26,
+            window_ticks: 60,
+            deterministic: false,
+        }
+    }
+
+    #[test]
+    fn a_map_survives_its_encoding_and_a_newer_one_is_refused() {
+        let map = sample();
+        assert_eq!(ClusterMap::decode_map(&map.encode_map()), Ok(map.clone()));
+        let newer = ClusterMap { format: 2, ..map };
+        assert_eq!(ClusterMap::decode_map(&newer.encode_to_vec()), Err(MapError::Newer(2)));
+    }
+
+    #[test]
+    fn a_map_that_contradicts_itself_is_refused() {
+        let mut map = sample();
+        map.devices[2].node = 9;
+        assert!(matches!(
+            ClusterMap::decode_map(&map.encode_map()),
+            Err(MapError::Inconsistent(_))
+        ));
+    }
+}
