@@ -1,1 +1,4 @@
-//! Burstbay: `server`.
+//! The server as a library: block store, partitions, residency, and what ties them together.
+
+pub mod bfs;
+pub mod context;

@@ -1,0 +1,141 @@
+//! What every part of a server shares, and how log streams are named.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use bb_cluster::ClusterMap;
+use bb_commitlog::{Log, StreamId};
+use bb_proto::{DeviceId, Incarnation, NodeId, PartitionId, Tick};
+use bb_runtime::{BufPool, Rt};
+use bb_transport::{Address, Caller};
+
+use crate::bfs::Bfs;
+
+/// Whose records a log stream holds. Part of the format: the kind is the top byte.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Stream {
+    /// The map, the tick and what else belongs to the node as a whole.
+    Map,
+    /// A page of a device's block table.
+    Blocks {
+        /// The device.
+        device: DeviceId,
+        /// Which part of the device: each page covers a fixed range of it.
+        page: u32,
+    },
+    /// A partition.
+    Partition(PartitionId),
+}
+
+impl Stream {
+    /// The number under which the log knows it: kind in bits 56 to 63, device in 24 to 55, page in
+    /// 0 to 23; or partition in 0 to 31.
+    pub fn id(self) -> StreamId {
+        StreamId(match self {
+            Self::Map => 1 << 56,
+            Self::Blocks { device, page } => {
+                assert!(page < 1 << 24, "a device has fewer than 2^24 pages");
+                2 << 56 | u64::from(device.0) << 24 | u64::from(page)
+            }
+            Self::Partition(partition) => 3 << 56 | u64::from(partition.0),
+        })
+    }
+
+    /// The reverse; `None` for a kind of a newer version.
+    #[expect(clippy::cast_possible_truncation, reason = "the fields are cut out of the number")]
+    pub const fn from_id(id: StreamId) -> Option<Self> {
+        Some(match id.0 >> 56 {
+            1 => Self::Map,
+            2 => Self::Blocks {
+                device: DeviceId((id.0 >> 24) as u32),
+                page: (id.0 & 0xFF_FFFF) as u32,
+            },
+            3 => Self::Partition(PartitionId(id.0 as u32)),
+            _ => return None,
+        })
+    }
+}
+
+/// What every part of a server has in hand. Cheap to clone.
+#[derive(Clone)]
+pub struct Context {
+    /// Time, chance, tasks.
+    pub rt: Rt,
+    /// Buffers.
+    pub pool: BufPool,
+    /// The commit log.
+    pub log: Rc<Log>,
+    /// Sends messages to other parts of the cluster, this node included.
+    pub caller: Rc<dyn Caller>,
+    /// The backing file system.
+    pub bfs: Rc<dyn Bfs>,
+    /// What changes while the server runs.
+    pub shared: Rc<Shared>,
+}
+
+/// The node's own view of the cluster.
+pub struct Shared {
+    /// This node.
+    pub node: NodeId,
+    /// Where it listens.
+    pub address: Address,
+    /// Incarnation of this process.
+    pub incarnation: Incarnation,
+    map: RefCell<Rc<ClusterMap>>,
+    tick: Cell<Tick>,
+}
+
+impl Shared {
+    /// The view at start.
+    pub fn new(
+        node: NodeId,
+        address: Address,
+        incarnation: Incarnation,
+        map: ClusterMap,
+        tick: Tick,
+    ) -> Self {
+        Self {
+            node,
+            address,
+            incarnation,
+            map: RefCell::new(Rc::new(map)),
+            tick: Cell::new(tick),
+        }
+    }
+
+    /// The current map.
+    pub fn map(&self) -> Rc<ClusterMap> {
+        self.map.borrow().clone()
+    }
+
+    /// Takes over a newer map.
+    pub fn set_map(&self, map: ClusterMap) {
+        *self.map.borrow_mut() = Rc::new(map);
+    }
+
+    /// The current tick.
+    pub fn tick(&self) -> Tick {
+        self.tick.get()
+    }
+
+    /// Moves the tick on; never back.
+    pub fn set_tick(&self, tick: Tick) {
+        self.tick.set(self.tick.get().max(tick));
+    }
+
+    /// The address of the primary of a partition, and the configuration number to fence with.
+    pub fn primary(&self, partition: PartitionId) -> Option<(Address, u64)> {
+        let map = self.map();
+        let entry = map.partition(partition)?;
+        let node = map.node(NodeId(entry.primary))?;
+        Some((Address::from(node.address.as_str()), entry.config))
+    }
+
+    /// The address of the node that drives a device, and the incarnation to fence with.
+    pub fn driver(&self, device: DeviceId) -> Option<(Address, u64)> {
+        let map = self.map();
+        let entry = map.device(device)?;
+        let node = map.node(NodeId(entry.node))?;
+        Some((Address::from(node.address.as_str()), entry.incarnation))
+    }
+}
