@@ -1,4 +1,5 @@
 //! The server as a library: block store, partitions, residency, and what ties them together.
 
 pub mod bfs;
+pub mod config;
 pub mod context;
