@@ -1,1 +1,3 @@
-//! Burstbay: `sim`.
+//! The simulator: simulated platform parts, whole-cluster runs, and the model that judges them.
+
+pub mod model;
