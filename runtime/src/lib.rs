@@ -9,6 +9,7 @@ mod driver;
 mod executor;
 pub mod sync;
 mod time;
+pub mod uring;
 mod virtual_time;
 
 pub use buf::{Buf, BufMut, BufPool, PoolStats, SLAB_BYTES_MAX, SLAB_BYTES_MIN};
