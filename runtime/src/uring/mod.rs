@@ -16,7 +16,7 @@
 //! sits in an uninterruptible system call completes when that call ends; that is the price of
 //! having no thread of our own.
 
-mod clock;
+pub(crate) mod clock;
 mod driver;
 mod fd;
 mod file;
