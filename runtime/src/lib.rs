@@ -7,6 +7,8 @@
 mod buf;
 mod driver;
 mod executor;
+pub mod mailbox;
+pub mod reactor;
 pub mod sync;
 mod thread_pool;
 mod time;
