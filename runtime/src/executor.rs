@@ -34,6 +34,9 @@ pub enum Order {
 /// turn into one system call, small enough that completions are not left lying.
 const TASKS_PER_TURN: usize = 64;
 
+/// How often the end of an executor looks for tasks that the destructors of others have spawned.
+const SPAWNED_WHILE_ENDING_ROUNDS: usize = 16;
+
 type BoxFuture = Pin<Box<dyn Future<Output = ()>>>;
 
 struct Slot {
@@ -223,9 +226,15 @@ impl Executor {
 
 impl Drop for Executor {
     fn drop(&mut self) {
-        // Tasks hold handles to the executor: break the cycle.
-        let slots = std::mem::take(&mut *self.inner.slots.borrow_mut());
-        drop(slots);
+        // Tasks hold handles to the executor: break the cycle. Again for what destructors spawn.
+        for _ in 0..SPAWNED_WHILE_ENDING_ROUNDS {
+            let slots = std::mem::take(&mut *self.inner.slots.borrow_mut());
+            self.inner.free.borrow_mut().clear();
+            if slots.is_empty() {
+                break;
+            }
+            drop(slots);
+        }
         self.inner.timers.borrow_mut().clear();
         self.inner.sources.borrow_mut().clear();
     }
@@ -391,10 +400,15 @@ impl Rt {
                 .map(|(index, slot)| (u32::try_from(index).unwrap_or(u32::MAX), slot.future.take()))
                 .collect()
         };
-        for (index, future) in doomed {
-            self.inner.release(index);
-            drop(future);
-        }
+        // All slots are given back before the first destructor runs: it may abort another of them.
+        let futures: Vec<Option<BoxFuture>> = doomed
+            .into_iter()
+            .map(|(index, future)| {
+                self.inner.release(index);
+                future
+            })
+            .collect();
+        drop(futures);
     }
 
     /// Starts a task in this handle's domain. Dropping the handle lets the task go on.
@@ -659,6 +673,65 @@ mod tests {
             rt.sleep(Duration::from_secs(2)).await;
         });
         assert!(!ran.get());
+    }
+
+    /// Does something when it is dropped, as guards in tasks do.
+    struct OnDrop<F: FnMut()>(F);
+
+    impl<F: FnMut()> Drop for OnDrop<F> {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+
+    #[test]
+    fn a_killed_task_may_abort_another_one_of_its_domain() {
+        let executor = Executor::simulated(1);
+        let rt = executor.rt();
+        let doomed = rt.new_domain();
+        executor.block_on(async {
+            let victim = Rc::new(RefCell::new(None::<JoinHandle<()>>));
+            let victim2 = victim.clone();
+            let guard = OnDrop(move || {
+                if let Some(victim) = victim2.borrow_mut().take() {
+                    victim.abort();
+                }
+            });
+            drop(doomed.spawn(async move {
+                let _guard = guard;
+                std::future::pending::<()>().await;
+            }));
+            *victim.borrow_mut() = Some(doomed.spawn(std::future::pending::<()>()));
+            rt.yield_now().await;
+            rt.kill(doomed.domain());
+            // A slot that was given back twice would be given out twice.
+            let tasks: Vec<_> = (0..8).map(|i| rt.spawn(async move { i })).collect();
+            for (i, task) in tasks.into_iter().enumerate() {
+                assert_eq!(task.await, Ok(i));
+            }
+        });
+    }
+
+    #[test]
+    fn a_destructor_may_spawn_while_the_executor_ends() {
+        let executor = Executor::simulated(1);
+        let rt = executor.rt();
+        let ran = Rc::new(Cell::new(0));
+        let (rt2, ran2) = (rt.clone(), ran.clone());
+        let guard = OnDrop(move || {
+            let ran = ran2.clone();
+            let last = OnDrop(move || ran.set(ran.get() + 1));
+            drop(rt2.spawn(async move { drop(last) }));
+        });
+        executor.block_on(async {
+            rt.spawn(async {}).await.expect("runs");
+            drop(rt.spawn(async move {
+                let _guard = guard;
+                std::future::pending::<()>().await;
+            }));
+        });
+        drop(executor);
+        assert_eq!(ran.get(), 1, "what is spawned too late is dropped, not leaked");
     }
 
     #[test]
