@@ -37,6 +37,12 @@ const TASKS_PER_TURN: usize = 64;
 /// How often the end of an executor looks for tasks that the destructors of others have spawned.
 const SPAWNED_WHILE_ENDING_ROUNDS: usize = 16;
 
+/// Polled sources are looked at this often just after they had something to do, ...
+const SOURCE_PAUSE_MIN: Duration = Duration::from_micros(10);
+/// ... and this often after a while without: an idle reactor must not burn its core, and a first
+/// request after a pause may be late by this much.
+const SOURCE_PAUSE_MAX: Duration = Duration::from_millis(1);
+
 type BoxFuture = Pin<Box<dyn Future<Output = ()>>>;
 
 struct Slot {
@@ -94,6 +100,7 @@ struct Inner {
     timers: RefCell<BTreeMap<(Instant, u64), Waker>>,
     timer_sequence: Cell<u64>,
     sources: RefCell<Vec<Box<dyn PollSource>>>,
+    source_pause: Cell<Duration>,
     rng: RefCell<fastrand::Rng>,
     trace: Cell<u64>,
     polls: Cell<u64>,
@@ -130,6 +137,7 @@ impl Executor {
                 timers: RefCell::new(BTreeMap::new()),
                 timer_sequence: Cell::new(0),
                 sources: RefCell::new(Vec::new()),
+                source_pause: Cell::new(SOURCE_PAUSE_MIN),
                 rng: RefCell::new(fastrand::Rng::with_seed(seed)),
                 trace: Cell::new(seed),
                 polls: Cell::new(0),
@@ -194,7 +202,8 @@ impl Executor {
         if busy || main_woken.load(Ordering::SeqCst) {
             return;
         }
-        let deadline = inner.timers.borrow().keys().next().map(|(at, _)| *at);
+        let timer = inner.timers.borrow().keys().next().map(|(at, _)| *at);
+        let deadline = inner.next_look().into_iter().chain(timer).min();
         inner.queue.parked.store(true, Ordering::SeqCst);
         // A wake-up between the look above and the flag would otherwise be slept through.
         let nothing_ready =
@@ -287,12 +296,26 @@ impl Inner {
         }
     }
 
+    /// When to look at the sources again, which can't wake anybody: soon after they had something,
+    /// and less and less often while they have nothing.
+    fn next_look(&self) -> Option<Instant> {
+        if self.sources.borrow().is_empty() {
+            return None;
+        }
+        let pause = self.source_pause.get();
+        self.source_pause.set((pause * 2).min(SOURCE_PAUSE_MAX));
+        Some(self.driver.now() + pause)
+    }
+
     fn poll_sources(&self) -> bool {
         // Taken out while they run, so that a source may add another.
         let mut sources = std::mem::take(&mut *self.sources.borrow_mut());
         let mut busy = false;
         for source in &mut sources {
             busy |= source.poll();
+        }
+        if busy {
+            self.source_pause.set(SOURCE_PAUSE_MIN);
         }
         let mut slot = self.sources.borrow_mut();
         sources.append(&mut slot);
@@ -732,6 +755,27 @@ mod tests {
         });
         drop(executor);
         assert_eq!(ran.get(), 1, "what is spawned too late is dropped, not leaked");
+    }
+
+    #[test]
+    fn a_source_is_polled_while_every_task_waits() {
+        struct Late(u32, Option<futures_channel::oneshot::Sender<u32>>);
+        impl PollSource for Late {
+            fn poll(&mut self) -> bool {
+                self.0 += 1;
+                if self.0 < 100 {
+                    return false;
+                }
+                self.1.take().is_some_and(|sender| sender.send(self.0).is_ok())
+            }
+        }
+        let executor = Executor::simulated(1);
+        let rt = executor.rt();
+        let (sender, receiver) = futures_channel::oneshot::channel();
+        rt.add_source(Box::new(Late(0, Some(sender))));
+        assert_eq!(executor.block_on(receiver), Ok(100));
+        let waited = rt.now().as_nanos();
+        assert!((90_000_000..100_000_000).contains(&waited), "{waited} ns: politely");
     }
 
     #[test]
