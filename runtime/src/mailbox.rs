@@ -8,6 +8,8 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use crate::sync::remember;
+
 struct Shared<T> {
     capacity: usize,
     state: Mutex<State<T>>,
@@ -112,8 +114,8 @@ impl<T> Sender<T> {
             if state.receiver_gone || state.queue.len() < self.shared.capacity {
                 // Changed since the look above.
                 cx.waker().wake_by_ref();
-            } else if !state.blocked.iter().any(|waker| waker.will_wake(cx.waker())) {
-                state.blocked.push(cx.waker().clone());
+            } else {
+                remember(&mut state.blocked, cx.waker());
             }
             Poll::Pending
         })
