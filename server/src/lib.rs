@@ -5,3 +5,4 @@ pub mod config;
 pub mod context;
 pub mod files;
 pub mod partition;
+pub mod planted;

@@ -3,6 +3,10 @@
 use bb_proto::{DecodeError, PartitionId, Reader, Tick, Writer};
 
 use super::mutation::{Mutation, Outcome};
+use super::pg::{Ledger, PgTable};
+use super::pg_mutation::{PgMutation, PgOutcome};
+use super::region_mutation::{RegionMutation, RegionOutcome};
+use super::region_table::RegionTable;
 use super::table::{ApplyContext, Encoded, Table, put_bytes, put_u32, put_u64};
 use super::table::{take_bytes, take_u32, take_u64};
 use crate::files::{FileTable, SessionTable};
@@ -12,7 +16,10 @@ use crate::files::{FileTable, SessionTable};
 pub struct PartitionState {
     id: PartitionId,
     applied: u64,
-    horizon: Tick,
+    /// Parity groups.
+    pub pgs: PgTable,
+    /// Regions.
+    pub regions: RegionTable,
     /// File records.
     pub files: FileTable,
     /// Sessions.
@@ -25,7 +32,8 @@ impl PartitionState {
         Self {
             id,
             applied: 0,
-            horizon: Tick(0),
+            pgs: PgTable::default(),
+            regions: RegionTable::default(),
             files: FileTable::default(),
             sessions: SessionTable::default(),
         }
@@ -43,7 +51,15 @@ impl PartitionState {
 
     /// The slot up to which no new parity group is accepted.
     pub const fn horizon(&self) -> Tick {
-        self.horizon
+        self.pgs.horizon()
+    }
+
+    /// Memory of all tables, as counted for the budget (rule 16).
+    pub fn memory_bytes(&self) -> u64 {
+        self.pgs.memory_bytes()
+            + self.regions.memory_bytes()
+            + self.files.memory_bytes()
+            + self.sessions.memory_bytes()
     }
 
     /// Applies the next mutation.
@@ -51,12 +67,43 @@ impl PartitionState {
         self.applied += 1;
         let context = ApplyContext { partition: self.id, sequence: self.applied };
         match mutation {
-            Mutation::Pg(_) | Mutation::Region(_) => unreachable!("comes with the tables"),
+            Mutation::Pg(mutation) => Outcome::Pg(self.apply_pg(mutation)),
+            Mutation::Region(mutation) => Outcome::Region(self.apply_region(mutation)),
             Mutation::File(mutation) => Outcome::File(self.files.apply(&context, mutation)),
             Mutation::Session(mutation) => {
                 Outcome::Session(self.sessions.apply(&context, mutation))
             }
         }
+    }
+
+    fn apply_pg(&mut self, mutation: &PgMutation) -> PgOutcome {
+        match mutation {
+            PgMutation::Commit(record) => return self.apply_commit(record),
+            PgMutation::Cancel { pg } => {
+                return PgOutcome::Cancelled { committed: self.pgs.cancel(*pg) };
+            }
+            PgMutation::Horizon { slot } => {
+                self.pgs.move_horizon(*slot);
+                self.regions.forget_dropped(*slot);
+            }
+            PgMutation::Release { participant, pgs } => {
+                pgs.iter().for_each(|pg| self.pgs.release(*participant, *pg));
+            }
+            PgMutation::ReleaseAcked { pgs } => {
+                pgs.iter().for_each(|pg| self.pgs.release_acked(*pg));
+            }
+            PgMutation::Freed { groups } => {
+                groups.iter().for_each(|freed| self.pgs.freed(freed.pg, freed.members));
+            }
+        }
+        PgOutcome::Done
+    }
+
+    fn apply_region(&mut self, mutation: &RegionMutation) -> RegionOutcome {
+        let mut ledger = Ledger::default();
+        let outcome = self.regions.apply(mutation, &self.pgs, &mut ledger);
+        self.pgs.settle(&ledger);
+        outcome
     }
 }
 
@@ -77,18 +124,24 @@ impl Encoded for PartitionState {
     fn encode(&self, out: &mut Writer) {
         put_u32(out, self.id.0);
         put_u64(out, self.applied);
-        put_u64(out, self.horizon.0);
+        put_table(out, &self.pgs);
+        self.regions.encode(&self.pgs, out);
         put_table(out, &self.files);
         put_table(out, &self.sessions);
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
-            id: PartitionId(take_u32(reader)?),
-            applied: take_u64(reader)?,
-            horizon: Tick(take_u64(reader)?),
-            files: take_table(reader)?,
-            sessions: take_table(reader)?,
-        })
+        let id = PartitionId(take_u32(reader)?);
+        let applied = take_u64(reader)?;
+        let mut pgs: PgTable = take_table(reader)?;
+        let mut ledger = Ledger::default();
+        let regions = RegionTable::decode(reader, pgs.len(), &mut ledger)?;
+        pgs.settle_loaded(&ledger).map_err(|_| DecodeError::Field("a group without references"))?;
+        let (files, sessions) = (take_table(reader)?, take_table(reader)?);
+        Ok(Self { id, applied, pgs, regions, files, sessions })
     }
 }
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;
