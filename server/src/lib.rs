@@ -3,3 +3,5 @@
 pub mod bfs;
 pub mod config;
 pub mod context;
+pub mod files;
+pub mod partition;
