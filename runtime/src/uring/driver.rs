@@ -1,5 +1,6 @@
 //! What the executor sees: a clock, and polite waiting.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,9 @@ const YIELD_GAVE_CORE_AWAY: Duration = Duration::from_micros(5);
 pub struct UringDriver {
     ring: Rc<Ring>,
     spin: Duration,
+    /// Something came from outside since the last sleep, so more may be near. After a mere timer
+    /// there is nothing to spin for: it would be most of what an idle server costs.
+    lively: Cell<bool>,
 }
 
 impl UringDriver {
@@ -28,22 +32,33 @@ impl UringDriver {
     /// When the kernel has no usable `io_uring`.
     pub fn new(options: &UringOptions) -> Result<(Rc<Self>, Uring), UringError> {
         let ring = Ring::new(options)?;
-        let driver = Rc::new(Self { ring: ring.clone(), spin: options.spin });
+        let driver =
+            Rc::new(Self { ring: ring.clone(), spin: options.spin, lively: Cell::new(true) });
         Ok((driver, Uring { ring }))
+    }
+
+    /// Hands over what is queued and takes what has ended. True if anything has.
+    fn turn(&self) -> bool {
+        let any = self.ring.turn() > 0;
+        if any {
+            self.lively.set(true);
+        }
+        any
     }
 
     /// Spins until there is news (true), or sleeping is the better choice.
     fn spin(&self, deadline: Option<Instant>) -> bool {
         let mut now = clock::now();
-        let mut until = now + self.spin;
+        let mut until = if self.lively.get() { now + self.spin } else { now };
         if let Some(deadline) = deadline {
             until = until.min(deadline);
         }
         loop {
             if self.ring.wakeup.take() {
+                self.lively.set(true);
                 return true;
             }
-            if self.ring.has_news() && self.ring.turn() > 0 {
+            if self.ring.has_news() && self.turn() {
                 return true;
             }
             if now >= until {
@@ -53,7 +68,7 @@ impl UringDriver {
             unsafe { libc::sched_yield() };
             let after = clock::now();
             if after - now > YIELD_GAVE_CORE_AWAY {
-                return self.ring.has_news() && self.ring.turn() > 0;
+                return self.ring.has_news() && self.turn();
             }
             now = after;
         }
@@ -82,15 +97,18 @@ impl Driver for UringDriver {
     }
 
     fn poll(&self) {
-        self.ring.turn();
+        self.turn();
     }
 
     fn park(&self, deadline: Option<Instant>) {
-        if self.ring.turn() > 0 || self.spin(deadline) {
+        if self.turn() || self.spin(deadline) {
             return;
         }
+        self.lively.set(false);
         self.sleep(deadline);
-        self.ring.reap();
+        if self.ring.reap() > 0 {
+            self.lively.set(true);
+        }
     }
 
     fn unparker(&self) -> Arc<dyn Unpark> {
