@@ -4,6 +4,8 @@
 //! call may hang for minutes inside a kernel and finish late, also after its future was dropped
 //! and after the process died: nothing here fences it (rule 10).
 
+pub mod posix;
+
 use std::future::Future;
 use std::pin::Pin;
 
