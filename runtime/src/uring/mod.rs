@@ -43,7 +43,8 @@ pub use net::Part;
 pub enum RingOwner {
     /// The thread that creates it, and no other.
     Thread,
-    /// Any thread of the process, one at a time.
+    /// Any thread of the process, one at a time. Not its children: after a `fork` the ring is not
+    /// mapped in the child, which must leak the executor and everything that holds the ring.
     Process,
 }
 
