@@ -4,6 +4,8 @@ mod device;
 mod sim;
 mod sim_device;
 mod sim_faults;
+#[cfg(test)]
+mod sim_tests;
 
 pub use device::{
     BLOCK_BYTES, Device, DeviceError, DeviceInfo, DeviceRef, DeviceStats, Durability, IoFuture,
