@@ -6,6 +6,8 @@ mod device;
 mod sim;
 mod sim_device;
 mod sim_faults;
+#[cfg(test)]
+mod sim_tests;
 mod uring;
 
 pub use device::{
