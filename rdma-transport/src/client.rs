@@ -93,6 +93,8 @@ pub struct ClientStats {
     pub attempts: u64,
     /// Attempts that failed.
     pub failures: u64,
+    /// Batches of frames that the present connections sent.
+    pub batches: u64,
     /// Calls that went to this process's own service without a network.
     pub local_calls: u64,
 }
@@ -158,7 +160,10 @@ impl Client {
 
     /// Figures.
     pub fn stats(&self) -> ClientStats {
-        self.inner.stats.get()
+        let slots = self.inner.slots.borrow();
+        let batches =
+            slots.values().filter_map(|slot| slot.conn.as_ref()).map(|c| c.batches()).sum();
+        ClientStats { batches, ..self.inner.stats.get() }
     }
 
     /// Payload bytes under way to `to` on `lane`, and the window granted there; `None` without a

@@ -109,6 +109,11 @@ impl Conn {
         self.rt.now().since(self.opened)
     }
 
+    /// How often frames were handed to the system.
+    pub(crate) fn batches(&self) -> u64 {
+        self.outbox.batches()
+    }
+
     /// Payload bytes under way, and the window.
     pub(crate) fn credit(&self) -> (u64, u64) {
         let state = self.state.borrow();

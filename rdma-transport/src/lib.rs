@@ -22,11 +22,13 @@ mod seam;
 mod server;
 mod serving;
 pub mod sim;
+mod tcp;
 
 pub use client::{Account, Client, ClientConfig, ClientStats};
 pub use codec::{Decoder, decode_stream};
 pub use hello::{Identity, VERSION_MAX, VERSION_MIN};
 pub use server::{Server, ServerConfig, ServerStats};
+pub use tcp::Tcp;
 
 pub use seam::{
     Address, Answer, CallError, CallFuture, Caller, HandleFuture, Incoming, Outgoing, Peer,

@@ -23,6 +23,7 @@ pub(crate) struct Outbox {
     link: Rc<dyn LinkSend>,
     queue: RefCell<Vec<Queued>>,
     sending: Cell<bool>,
+    batches: Cell<u64>,
     changed: Notify,
     closed: Cell<bool>,
 }
@@ -33,6 +34,7 @@ impl Outbox {
             link,
             queue: RefCell::default(),
             sending: Cell::new(false),
+            batches: Cell::new(0),
             changed: Notify::new(),
             closed: Cell::new(false),
         }
@@ -56,6 +58,11 @@ impl Outbox {
         }
     }
 
+    /// How often frames were handed to the system.
+    pub(crate) fn batches(&self) -> u64 {
+        self.batches.get()
+    }
+
     /// True when nothing is left to send.
     pub(crate) fn is_idle(&self) -> bool {
         self.closed.get() || (!self.sending.get() && self.queue.borrow().is_empty())
@@ -73,6 +80,7 @@ impl Outbox {
                 continue;
             }
             self.sending.set(true);
+            self.batches.set(self.batches.get() + 1);
             let sent = rt.timeout(stall_limit, self.link.send(frames)).await;
             self.sending.set(false);
             drop(held);
