@@ -94,13 +94,7 @@ impl Shared {
         map: ClusterMap,
         tick: Tick,
     ) -> Self {
-        Self {
-            node,
-            address,
-            incarnation,
-            map: RefCell::new(Rc::new(map)),
-            tick: Cell::new(tick),
-        }
+        Self { node, address, incarnation, map: RefCell::new(Rc::new(map)), tick: Cell::new(tick) }
     }
 
     /// The current map.
