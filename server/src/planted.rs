@@ -1,0 +1,46 @@
+//! Deliberate errors that the simulator must find, one for each rule that a server can break.
+//!
+//! Production code asks [`is`] where the error would be made. Without the feature `planted` the
+//! answer is a constant, and nothing of it is left in the program; with it a release build is
+//! refused. The simulator runs everything in one thread, so the switch is the thread's.
+
+#[cfg(all(feature = "planted", not(debug_assertions)))]
+compile_error!("planted errors must never be built into a release");
+
+/// What can be planted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Planted {
+    /// Rule 13: a put is acknowledged before its data was flushed.
+    AckBeforeFlush,
+    /// Rule 4: space is given to the next block before the free record is durable.
+    GiveBlockTwice,
+    /// Rule 4: space is given to the next block while somebody reads the old one.
+    FreeUnderReader,
+    /// Rule 4: a block that is gone is served by its old address.
+    WrongPgServed,
+    /// Rule 12: recovery trusts blocks whose data may be torn.
+    SkipTornCheck,
+}
+
+#[cfg(feature = "planted")]
+thread_local! {
+    static ACTIVE: std::cell::Cell<Option<Planted>> = const { std::cell::Cell::new(None) };
+}
+
+/// Switches one error on for this thread, or all off.
+#[cfg(feature = "planted")]
+pub fn set(planted: Option<Planted>) {
+    ACTIVE.set(planted);
+}
+
+/// Whether the error is to be made.
+#[cfg(feature = "planted")]
+pub fn is(planted: Planted) -> bool {
+    ACTIVE.get() == Some(planted)
+}
+
+/// Whether the error is to be made: never.
+#[cfg(not(feature = "planted"))]
+pub const fn is(_planted: Planted) -> bool {
+    false
+}
