@@ -1,6 +1,7 @@
 //! The server as a library: block store, partitions, residency, and what ties them together.
 
 pub mod bfs;
+pub mod blockstore;
 pub mod config;
 pub mod context;
 pub mod files;

@@ -43,7 +43,8 @@ pub use net::Part;
 pub enum RingOwner {
     /// The thread that creates it, and no other.
     Thread,
-    /// Any thread of the process, one at a time.
+    /// Any thread of the process, one at a time. Not its children: after a `fork` the ring is not
+    /// mapped in the child, which must leak the executor and everything that holds the ring.
     Process,
 }
 
@@ -77,7 +78,7 @@ impl UringOptions {
 
     /// What the client library uses.
     pub fn for_library() -> Self {
-        Self { owner: RingOwner::Process, submission_entries: 256, ..Self::for_reactor() }
+        Self { owner: RingOwner::Process, submission_entries: 128, ..Self::for_reactor() }
     }
 }
 
@@ -93,9 +94,23 @@ pub enum UringError {
     /// The kernel's `io_uring` lacks something that this program needs.
     #[error("this kernel's io_uring is too old ({0}): Linux 6.1 or later is needed")]
     TooOld(io::Error),
+    /// The user may not lock as much memory as the smallest ring needs.
+    #[error("no memory for io_uring ({0}): raise the limit on locked memory (ulimit -l)")]
+    Memory(io::Error),
     /// Something else.
     #[error("cannot set up io_uring: {0}")]
     Io(#[from] io::Error),
+}
+
+impl UringError {
+    fn from_setup(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::ENOSYS | libc::EPERM | libc::EACCES) => Self::Unavailable(error),
+            Some(libc::EINVAL) => Self::TooOld(error),
+            Some(libc::ENOMEM) => Self::Memory(error),
+            _ => Self::Io(error),
+        }
+    }
 }
 
 /// Queues operations on a ring. Cheap to clone; belongs to the ring's executor.

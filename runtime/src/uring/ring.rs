@@ -20,6 +20,9 @@ use super::{RingOwner, UringError, UringOptions};
 /// Completions of requests that no slot belongs to (cancellations).
 const NOBODY: u64 = u64::MAX;
 
+/// Below this, a ring is of no use.
+const SUBMISSION_ENTRIES_MIN: u32 = 8;
+
 /// How long the end of a ring waits for requests that cannot be cancelled.
 const DRAIN_MS_MAX: u32 = 2000;
 
@@ -321,25 +324,43 @@ impl Drop for Ring {
 }
 
 fn build(options: &UringOptions) -> Result<IoUring, UringError> {
+    let mut entries = options.submission_entries.max(SUBMISSION_ENTRIES_MIN);
+    let uring = loop {
+        match try_build(options.owner, entries) {
+            Ok(uring) => break uring,
+            // Newer kernels count the queues as locked memory, of which an ordinary user has
+            // little, for all his processes together. Small queues only cost more system calls.
+            Err(error)
+                if error.raw_os_error() == Some(libc::ENOMEM)
+                    && entries / 2 >= SUBMISSION_ENTRIES_MIN =>
+            {
+                entries /= 2;
+            }
+            Err(error) => return Err(UringError::from_setup(error)),
+        }
+    };
+    if entries < options.submission_entries {
+        tracing::warn!(
+            entries,
+            "little memory may be locked (RLIMIT_MEMLOCK): small io_uring queues"
+        );
+    }
+    if !uring.params().is_feature_ext_arg() || !uring.params().is_feature_nodrop() {
+        return Err(UringError::TooOld(io::Error::from_raw_os_error(libc::EINVAL)));
+    }
+    Ok(uring)
+}
+
+fn try_build(owner: RingOwner, entries: u32) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder
         .dontfork()
         .setup_clamp()
         // One bad request must not keep the others of its batch from being handed over.
         .setup_submit_all()
-        .setup_cqsize(options.submission_entries.saturating_mul(8));
-    if options.owner == RingOwner::Thread {
+        .setup_cqsize(entries.saturating_mul(4));
+    if owner == RingOwner::Thread {
         builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
     }
-    let uring =
-        builder.build(options.submission_entries).map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOSYS | libc::EPERM | libc::EACCES) => UringError::Unavailable(error),
-            Some(libc::EINVAL) => UringError::TooOld(error),
-            _ => UringError::Io(error),
-        })?;
-    if !uring.params().is_feature_ext_arg() || !uring.params().is_feature_nodrop() {
-        let missing = io::Error::from_raw_os_error(libc::EINVAL);
-        return Err(UringError::TooOld(missing));
-    }
-    Ok(uring)
+    builder.build(entries)
 }
