@@ -353,6 +353,7 @@ impl Net {
                 net: self.clone(),
                 pipe: back.clone(),
                 decoder: Decoder::default(),
+                payload: Rc::default(),
             }),
             send: Rc::new(SimSend { net: self.clone(), out: out.clone(), back: back.clone() }),
             remote: self.address(out.to).0,
