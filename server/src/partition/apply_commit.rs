@@ -11,9 +11,13 @@ use super::table::FileRecords;
 use crate::planted::{self, Planted};
 
 /// What keeps a commit from being applied, or that it has been.
-enum Verdict {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Nothing does.
     Apply,
+    /// It has been applied.
     Duplicate,
+    /// This does.
     Refuse(CommitRefusal),
 }
 
@@ -41,7 +45,7 @@ impl PartitionState {
     }
 
     /// What a commit would meet if it were applied now.
-    fn judge_commit(&self, commit: &Commit) -> Verdict {
+    pub fn judge_commit(&self, commit: &Commit) -> Verdict {
         let id = commit.descriptor.pg;
         let known = match self.pgs.fate(id) {
             Some(Fate::Cancelled) => return Verdict::Refuse(CommitRefusal::Cancelled),
@@ -114,7 +118,7 @@ impl PartitionState {
             (PgBody::Inline { .. }, true) => record.inline.clone(),
             _ => Vec::new(),
         };
-        self.pgs.insert(commit.descriptor.clone(), home, inline)
+        self.pgs.insert(commit.capability.fid, commit.descriptor.clone(), home, inline)
     }
 
     fn place_fragment(

@@ -19,8 +19,8 @@ use futures_channel::oneshot;
 
 use super::journal::{Journal, JournalFuture};
 use super::mutation::{Mutation, Outcome};
-use super::record::{Numbers, RECORD_HEADER_BYTES, Record, RecordError, encode_record};
-use super::snapshot::{decode_snapshot, encode_snapshot};
+use super::record::{Numbers, RECORD_HEADER_BYTES, encode_record};
+use super::snapshot::encode_snapshot;
 use super::state::PartitionState;
 
 /// A partition of which this node is a replica (today: the only one, and the primary).
@@ -32,6 +32,27 @@ pub struct Partition {
     queue: RefCell<Queue>,
     config: Cell<ConfigNumber>,
     changed: Notify,
+    meter: Rc<Meter>,
+}
+
+/// What the partitions of a node count together.
+#[derive(Default)]
+pub struct Meter {
+    /// Memory of all tables, in bytes (rule 16).
+    memory_bytes: Cell<u64>,
+    /// Wakes whoever frees dead groups and reports released ones.
+    pub work: Notify,
+}
+
+impl Meter {
+    /// Memory of all tables, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes.get()
+    }
+
+    fn replace(&self, before: u64, after: u64) {
+        self.memory_bytes.set(self.memory_bytes.get() - before + after);
+    }
 }
 
 /// The logged tail: numbered and appended, not applied yet.
@@ -51,26 +72,29 @@ struct InFlight {
 }
 
 impl Partition {
-    /// An empty partition, or one that replay will fill.
+    /// A partition in the state that replay has brought.
     pub fn new(
-        id: PartitionId,
+        state: PartitionState,
         config: ConfigNumber,
         rt: Rt,
         journal: Rc<dyn Journal>,
+        meter: Rc<Meter>,
     ) -> Rc<Self> {
+        meter.replace(0, state.memory_bytes());
         Rc::new(Self {
-            id,
+            id: state.id(),
             rt,
             journal,
-            state: RefCell::new(PartitionState::new(id)),
             queue: RefCell::new(Queue {
-                next_sequence: 1,
+                next_sequence: state.applied() + 1,
                 in_flight: VecDeque::new(),
                 applying: false,
                 failed: None,
             }),
+            state: RefCell::new(state),
             config: Cell::new(config),
             changed: Notify::new(),
+            meter,
         })
     }
 
@@ -174,7 +198,16 @@ impl Partition {
 
     fn apply_front(&self) {
         let Some(front) = self.queue.borrow_mut().in_flight.pop_front() else { return };
-        let outcome = self.state.borrow_mut().apply(&front.mutation);
+        let (outcome, has_work) = {
+            let mut state = self.state.borrow_mut();
+            let before = state.memory_bytes();
+            let outcome = state.apply(&front.mutation);
+            self.meter.replace(before, state.memory_bytes());
+            (outcome, state.pgs.has_work())
+        };
+        if has_work {
+            self.meter.work.notify_all();
+        }
         // Whoever asked may be gone; the mutation stands.
         let _ = front.answer.send(Ok(outcome));
         self.changed.notify_all();
@@ -211,37 +244,6 @@ impl Partition {
         // Nothing may be appended between taking the snapshot and handing it over: no await.
         let written = self.journal.checkpoint(self.id, self.snapshot())?;
         written.await
-    }
-
-    /// Replay: the partition is what `snapshot` says.
-    ///
-    /// # Errors
-    /// [`RecordError`].
-    pub fn load(&self, snapshot: &[u8]) -> Result<(), RecordError> {
-        let (state, tail) = decode_snapshot(self.id, snapshot)?;
-        self.queue.borrow_mut().next_sequence = state.applied() + 1;
-        *self.state.borrow_mut() = state;
-        tail.iter().try_for_each(|record| self.replay(record))
-    }
-
-    /// Replay: a record that was logged. Alone, everything logged is committed.
-    ///
-    /// # Errors
-    /// [`RecordError`].
-    pub fn replay(&self, record: &[u8]) -> Result<(), RecordError> {
-        let record = Record::decode(record)?;
-        let mut state = self.state.borrow_mut();
-        let applied = state.applied();
-        if record.sequence <= applied {
-            return Ok(());
-        }
-        if record.sequence != applied + 1 {
-            let found = record.sequence;
-            return Err(RecordError::Gap { partition: self.id, applied, found });
-        }
-        state.apply(&record.mutation);
-        self.queue.borrow_mut().next_sequence = record.sequence + 1;
-        Ok(())
     }
 
     /// The bytes of the state alone, without a tail: equal on equal replicas.

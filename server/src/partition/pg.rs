@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bb_proto::{PartitionId, PgBody, PgDescriptor, PgId, SessionId, Tick};
+use bb_proto::{Fid, PartitionId, PgBody, PgDescriptor, PgId, SessionId, Tick};
 
 use super::fragment_map::PgRef;
 
@@ -52,6 +52,8 @@ pub struct HomeRecord {
 /// A group.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pg {
+    /// The file that it belongs to.
+    pub fid: Fid,
     /// Where its bytes are.
     pub descriptor: PgDescriptor,
     /// At home: the rest of the record. A stub at a participant has none.
@@ -215,15 +217,22 @@ impl PgTable {
         self.silent.iter().filter_map(|id| self.find(*id))
     }
 
+    /// True if members are to be told to free, or homes that something was released.
+    pub fn has_work(&self) -> bool {
+        !self.dead.is_empty() || !self.owed.is_empty()
+    }
+
     /// Puts a group on record. It has no fragments yet.
     pub fn insert(
         &mut self,
+        fid: Fid,
         descriptor: PgDescriptor,
         home: Option<HomeRecord>,
         inline: Vec<u8>,
     ) -> PgRef {
         let id = descriptor.pg;
-        let pg = Pg { descriptor, home: home.map(Box::new), inline: inline.into(), live_bytes: 0 };
+        let pg =
+            Pg { fid, descriptor, home: home.map(Box::new), inline: inline.into(), live_bytes: 0 };
         self.count(&pg, true);
         let at = if let Some(at) = self.free.pop() {
             self.slots[at.0 as usize] = Some(pg);

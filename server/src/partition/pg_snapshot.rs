@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use bb_proto::{DecodeError, PartitionId, PgBody, PgDescriptor, PgId, Reader, Tick, Writer};
+use bb_proto::{DecodeError, Fid, PartitionId, PgBody, PgDescriptor, PgId, Reader, Tick, Writer};
 
 use super::pg::{Fate, HomeRecord, Participant, PgTable};
 use super::table::{
@@ -45,6 +45,7 @@ impl Encoded for PgTable {
         put_u64(out, self.horizon().0);
         put_len(out, self.len());
         for (_, pg) in self.iter() {
+            pg.fid.encode(out);
             pg.descriptor.encode(out);
             put_u8(out, u8::from(pg.home.is_some()));
             if let Some(home) = &pg.home {
@@ -66,6 +67,7 @@ impl Encoded for PgTable {
         let mut table = Self::default();
         table.horizon = Tick(take_u64(reader)?);
         for _ in 0..take_len(reader)? {
+            let fid = Fid::decode(reader)?;
             let descriptor = PgDescriptor::decode(reader)?;
             let home = take_bool(reader)?.then(|| HomeRecord::decode(reader)).transpose()?;
             let inline = take_bytes(reader)?.to_vec();
@@ -76,7 +78,7 @@ impl Encoded for PgTable {
                 return Err(DecodeError::Field("order of groups"));
             }
             let (id, dead) = (descriptor.pg, home.as_ref().is_some_and(|home| home.dead));
-            table.insert(descriptor, home, inline);
+            table.insert(fid, descriptor, home, inline);
             if dead {
                 table.note_dead(id);
             }

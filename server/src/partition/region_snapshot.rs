@@ -63,6 +63,9 @@ impl RegionTable {
         for _ in 0..take_len(reader)? {
             let id = RegionId::decode(reader)?;
             let region = decode_region(reader, groups, ledger)?;
+            if region.truncating().is_some() {
+                table.truncating.insert(id);
+            }
             table.totals.replace(&Default::default(), &region.fragments.counts());
             if table.regions.insert(id, region).is_some() {
                 return Err(DecodeError::Field("region twice"));

@@ -1,6 +1,6 @@
 //! The regions of a partition.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bb_proto::{Fid, RegionIndex, Tick};
 
@@ -25,6 +25,8 @@ pub struct RegionTable {
     /// until the horizon refuses every group that was sealed by then.
     pub(super) dropped: BTreeMap<RegionId, Tick>,
     pub(super) totals: Counts,
+    /// Regions that have applied a truncate whose end they have not heard of.
+    pub(super) truncating: BTreeSet<RegionId>,
 }
 
 impl RegionTable {
@@ -64,6 +66,11 @@ impl RegionTable {
         self.dropped.range(first..=last).next().is_some()
     }
 
+    /// Regions in which a truncate is under way, in order.
+    pub fn truncating(&self) -> impl Iterator<Item = RegionId> + '_ {
+        self.truncating.iter().copied()
+    }
+
     /// Changes an open region, keeping the sums along.
     pub(super) fn change<T>(
         &mut self,
@@ -73,6 +80,11 @@ impl RegionTable {
         let region = self.regions.get_mut(&id)?;
         let before = region.fragments.counts();
         let result = change(region);
+        if region.truncating().is_some() {
+            self.truncating.insert(id);
+        } else {
+            self.truncating.remove(&id);
+        }
         self.totals.replace(&before, &region.fragments.counts());
         Some(result)
     }
@@ -127,6 +139,7 @@ impl RegionTable {
             RegionMutation::Drop { id, tick } => {
                 let bytes = self.change(*id, |region| region.clear(ledger));
                 self.regions.remove(id);
+                self.truncating.remove(id);
                 let mark = self.dropped.entry(*id).or_default();
                 *mark = (*mark).max(*tick);
                 self.forget_dropped(pgs.horizon());
