@@ -169,7 +169,7 @@ impl SimSend {
         let net = &self.net;
         let config = net.config.borrow().clone();
         net.count(|c| c.sent += 1);
-        if !net.reaches(&self.out) {
+        if !net.reaches(&self.out, &self.back) {
             net.count(|c| c.swallowed += 1);
             return Ok(());
         }
