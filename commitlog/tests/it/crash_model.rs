@@ -261,7 +261,7 @@ async fn damaged_life(world: World, model: Shared) -> bool {
     world.rt.sleep(Duration::from_micros(world.rt.random_below(60_000))).await;
     world.crash(log, &process);
     for _ in 0..=world.rt.random_below(3) {
-        let mut offset =
+        let offset =
             || crate::common::RING_AT + world.rt.random_below(crate::common::RING / 4096) * 4096;
         let (at, from) = (offset(), offset());
         match world.rt.random_below(4) {
