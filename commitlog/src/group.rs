@@ -143,11 +143,12 @@ impl NotAGroup {
     }
 }
 
-/// Checks the header in `block` (4 KiB) against what the log at `lsn` may look like.
+/// Checks the header in `block` (4 KiB) against what the log at `lsn` may look like; at any
+/// position where that is `None`.
 pub(crate) fn parse_header(
     block: &[u8],
     identity: &LogIdentity,
-    lsn: u64,
+    lsn: Option<u64>,
     group_bytes_max: usize,
 ) -> Result<GroupInfo, NotAGroup> {
     let (header, _) =
@@ -173,7 +174,7 @@ pub(crate) fn parse_header(
     if header.log_uuid != identity.log.0 || header.nonce.get() != identity.nonce.0 {
         return Err(NotAGroup::Header("of another log"));
     }
-    if header.lsn.get() != lsn {
+    if lsn.is_some_and(|lsn| header.lsn.get() != lsn) {
         return Err(NotAGroup::Header("of another position"));
     }
     let written = size(header.written_bytes);
@@ -189,7 +190,7 @@ pub(crate) fn parse_header(
         .map(|entry| (entry.tag.get(), entry.through.get()))
         .collect();
     Ok(GroupInfo {
-        lsn,
+        lsn: header.lsn.get(),
         incarnation: header.incarnation.get(),
         sequence: header.sequence.get(),
         durable_through: header.durable_through.get(),

@@ -19,6 +19,7 @@ mod error;
 pub mod format;
 mod group;
 mod ids;
+pub mod inspect;
 mod log;
 mod open;
 mod options;

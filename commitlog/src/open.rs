@@ -53,18 +53,8 @@ impl Log {
     ) -> Result<Self, LogError> {
         let superblock = load_superblock(dev, pool).await?;
         check_identity(&superblock.identity, &options)?;
-        let reader = RingReader::new(
-            RingSource {
-                rt: rt.clone(),
-                pool: pool.clone(),
-                dev: dev.clone(),
-                identity: superblock.identity,
-                ring_bytes: superblock.ring_bytes,
-                group_bytes_max: superblock.group_bytes_max,
-                reads_in_flight: options.reads_in_flight,
-            },
-            superblock.trim,
-        );
+        let source = source(rt, pool, dev, &superblock, options.reads_in_flight);
+        let reader = RingReader::new(source, superblock.trim);
         let recovered = recover(reader, &superblock, &options, replay).await?;
         // What was read may sit in a volatile cache; it must not be claimed as durable before.
         dev.flush().await?;
@@ -96,6 +86,25 @@ pub(crate) async fn load_superblock(
     };
     superblock::check(&superblock, dev.info().capacity_bytes)?;
     Ok(superblock)
+}
+
+/// How to read the ring that `superblock` describes.
+pub(crate) fn source(
+    rt: &Rt,
+    pool: &BufPool,
+    dev: &DeviceRef,
+    superblock: &Superblock,
+    reads_in_flight: usize,
+) -> RingSource {
+    RingSource {
+        rt: rt.clone(),
+        pool: pool.clone(),
+        dev: dev.clone(),
+        identity: superblock.identity,
+        ring_bytes: superblock.ring_bytes,
+        group_bytes_max: superblock.group_bytes_max,
+        reads_in_flight,
+    }
 }
 
 fn check_identity(found: &LogIdentity, options: &Options) -> Result<(), LogError> {
@@ -136,10 +145,7 @@ async fn recover(
         if link.is_some_and(|link| !info.follows(&link)) {
             break crate::group::NotAGroup::Chain.describe();
         }
-        if info.trim > superblock.trim {
-            let detail = "the newest superblock is missing: a group knows a later trim point";
-            return Err(LogError::Damaged { lsn: Lsn(lsn), detail: detail.to_owned() });
-        }
+        check_trim(&info, superblock)?;
         let records = match info.payload(group) {
             Ok(payload) => Records::new(&info, payload),
             #[cfg(feature = "planted")]
@@ -220,19 +226,31 @@ async fn look_past_the_end(
         let detail = format!("{why}; the superblock says that all below {through} was durable");
         return Err(LogError::Damaged { lsn: Lsn(gap), detail });
     }
-    let mut lsn = gap + BLOCK as u64;
+    let mut lsn = gap;
     while lsn < reader.end() {
-        if let Some(later) = reader.header_at(lsn).await
-            && later.durable_through > gap
-        {
-            let through = later.durable_through;
-            let detail =
-                format!("{why}; the group at {lsn} says that all below {through} was durable");
-            return Err(LogError::Damaged { lsn: Lsn(gap), detail });
+        if let Some(other) = reader.header_at(lsn).await {
+            check_trim(&other, superblock)?;
+            if other.durable_through > gap {
+                let (at, through) = (other.lsn, other.durable_through);
+                let detail = format!("{why}; group {at} says that all below {through} was durable");
+                return Err(LogError::Damaged { lsn: Lsn(gap), detail });
+            }
         }
         lsn += BLOCK as u64;
     }
     Ok(())
+}
+
+/// A group that was written after the tail had moved on proves that the newest superblock is
+/// missing.
+fn check_trim(group: &GroupInfo, superblock: &Superblock) -> Result<(), LogError> {
+    if group.trim <= superblock.trim {
+        return Ok(());
+    }
+    let (newer, older) = (group.trim, superblock.trim);
+    let detail =
+        format!("the newest superblock is missing: it had moved the tail from {older} to {newer}");
+    Err(LogError::Damaged { lsn: Lsn(group.lsn), detail })
 }
 
 /// A log that appends after what was recovered, with a new incarnation that is on the device.
@@ -298,11 +316,4 @@ async fn start(
     rt.spawn(writer::run(Rc::downgrade(&inner)));
     debug_assert!(RING_OFFSET + inner.ring_bytes <= dev.info().capacity_bytes);
     Ok(Log { inner })
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        // The writer looks, finds nobody, and ends.
-        self.wake_writer.notify_all();
-    }
 }

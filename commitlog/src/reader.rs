@@ -101,7 +101,7 @@ impl RingReader {
         let parsed = {
             let max = self.group_bytes_max;
             let block = self.contiguous(lsn, BLOCK).expect("a block never straddles chunks");
-            parse_header(block, &self.identity, lsn, max)
+            parse_header(block, &self.identity, Some(lsn), max)
         };
         let info = match parsed {
             Ok(info) => info,
@@ -123,7 +123,8 @@ impl RingReader {
         Look::Group(info, self.contiguous(lsn, written).expect("just checked"))
     }
 
-    /// The header at `lsn` alone, if there is a valid one: for the look past a gap.
+    /// A valid header where `lsn` would be, of whatever lap or position: for the look past a gap.
+    /// What it says about durability is true wherever it landed.
     pub(crate) async fn header_at(&mut self, lsn: u64) -> Option<GroupInfo> {
         self.load(lsn, lsn + BLOCK as u64).await;
         if self.bad_within(lsn, BLOCK).is_some() {
@@ -131,7 +132,7 @@ impl RingReader {
         }
         let max = self.group_bytes_max;
         let block = self.contiguous(lsn, BLOCK)?;
-        parse_header(block, &self.identity, lsn, max).ok()
+        parse_header(block, &self.identity, None, max).ok()
     }
 
     /// Has `from..to` in memory, and nothing before it.

@@ -1,9 +1,14 @@
 //! Block devices: aligned asynchronous I/O from registered buffers, behind one trait.
 
+#[doc(hidden)]
+pub mod conformance;
 mod device;
 mod sim;
 mod sim_device;
 mod sim_faults;
+#[cfg(test)]
+mod sim_tests;
+mod uring;
 
 pub use device::{
     BLOCK_BYTES, Device, DeviceError, DeviceInfo, DeviceRef, DeviceStats, Durability, IoFuture,
@@ -12,3 +17,4 @@ pub use device::{
 pub use sim::{SimDisk, SimDiskOptions, SimEvent, SimImage, SimLatency, SimTrace};
 pub use sim_device::SimDevice;
 pub use sim_faults::{FaultCounts, FaultKind, FaultRates};
+pub use uring::{OpenError, UringDevice, create_file};

@@ -11,8 +11,9 @@ use crate::wire::{DecodeError, Reader, Writer};
 pub const PG_DATA_BYTES_MAX: usize = 2 << 20;
 /// Bytes of data in the largest inline parity group.
 const INLINE_BYTES_MAX: u32 = 16 << 10;
-/// Most fragments of one commit: as many single bytes as two MiB hold would not fit a frame.
-const FRAGMENTS_MAX: usize = 32_768;
+/// Most fragments of one commit: its log record must fit a part of a log group. A client seals a
+/// group that has so many, full or not.
+pub const FRAGMENTS_MAX: usize = 8_192;
 
 /// One block of a parity group: where it is, and the CRC32C of the whole block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -11,7 +11,9 @@ pub mod meta;
 mod wire;
 
 pub use block::{Capability, GetBlock, GetBlockReply, PutBlock, Rights, block_bytes_for};
-pub use commit::{Commit, Fragment, Member, PG_DATA_BYTES_MAX, PgBody, PgDescriptor};
+pub use commit::{
+    Commit, FRAGMENTS_MAX, Fragment, Member, PG_DATA_BYTES_MAX, PgBody, PgDescriptor,
+};
 pub use error::{Code, Failure};
 pub use frame::{
     BODY_BYTES_MAX, FLAG_ERROR, FLAG_REPLY, FrameError, HEADER_BYTES, Header, Kind,

@@ -791,6 +791,9 @@ pub struct FileState {
     /// Binding, for other servers.
     #[prost(message, optional, tag = "11")]
     pub binding: Option<Binding>,
+    /// The newest truncate is not done on the backing file system yet.
+    #[prost(bool, tag = "12")]
+    pub truncating: bool,
 }
 
 /// Bytes of a file, region or cluster by state.
@@ -829,7 +832,7 @@ pub struct FileStat {
     #[prost(bool, tag = "2")]
     pub counts: bool,
     /// List truncates after this epoch, too (for a region that missed some): the answer's `epoch`
-    /// is the newest and its `size` the smallest of those.
+    /// is the newest and its `size` the smallest of those (`u64::MAX` if there is none).
     #[prost(uint64, optional, tag = "3")]
     pub truncates_after: Option<u64>,
 }

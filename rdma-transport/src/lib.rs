@@ -5,7 +5,30 @@
 //! payload and the memory that the answer's payload shall fill; a provider with RDMA lets the
 //! server pull and fill these, TCP sends along.
 
+pub mod auth;
+mod budget;
+mod client;
+mod codec;
+mod complaints;
+mod conn;
+mod flag;
+mod hello;
+pub mod link;
+mod local;
+mod outbox;
+#[cfg(feature = "planted")]
+pub mod planted;
 mod seam;
+mod server;
+mod serving;
+pub mod sim;
+mod tcp;
+
+pub use client::{Account, Client, ClientConfig, ClientStats};
+pub use codec::{Decoder, decode_stream};
+pub use hello::{Identity, VERSION_MAX, VERSION_MIN};
+pub use server::{Server, ServerConfig, ServerStats};
+pub use tcp::Tcp;
 
 pub use seam::{
     Address, Answer, CallError, CallFuture, Caller, HandleFuture, Incoming, Outgoing, Peer,

@@ -156,7 +156,7 @@ impl BufPool {
             if let Some(buf) = pool.try_alloc(len) {
                 return Poll::Ready(buf);
             }
-            pool.shared.lock().waiting.push(cx.waker().clone());
+            crate::sync::remember(&mut pool.shared.lock().waiting, cx.waker());
             // A slab may have come back between the look and the registration.
             match pool.try_alloc(len) {
                 Some(buf) => Poll::Ready(buf),

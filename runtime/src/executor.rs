@@ -34,6 +34,15 @@ pub enum Order {
 /// turn into one system call, small enough that completions are not left lying.
 const TASKS_PER_TURN: usize = 64;
 
+/// How often the end of an executor looks for tasks that the destructors of others have spawned.
+const SPAWNED_WHILE_ENDING_ROUNDS: usize = 16;
+
+/// Polled sources are looked at this often just after they had something to do, ...
+const SOURCE_PAUSE_MIN: Duration = Duration::from_micros(10);
+/// ... and this often after a while without: an idle reactor must not burn its core, and a first
+/// request after a pause may be late by this much.
+const SOURCE_PAUSE_MAX: Duration = Duration::from_millis(1);
+
 type BoxFuture = Pin<Box<dyn Future<Output = ()>>>;
 
 struct Slot {
@@ -91,6 +100,7 @@ struct Inner {
     timers: RefCell<BTreeMap<(Instant, u64), Waker>>,
     timer_sequence: Cell<u64>,
     sources: RefCell<Vec<Box<dyn PollSource>>>,
+    source_pause: Cell<Duration>,
     rng: RefCell<fastrand::Rng>,
     trace: Cell<u64>,
     polls: Cell<u64>,
@@ -127,6 +137,7 @@ impl Executor {
                 timers: RefCell::new(BTreeMap::new()),
                 timer_sequence: Cell::new(0),
                 sources: RefCell::new(Vec::new()),
+                source_pause: Cell::new(SOURCE_PAUSE_MIN),
                 rng: RefCell::new(fastrand::Rng::with_seed(seed)),
                 trace: Cell::new(seed),
                 polls: Cell::new(0),
@@ -191,7 +202,8 @@ impl Executor {
         if busy || main_woken.load(Ordering::SeqCst) {
             return;
         }
-        let deadline = inner.timers.borrow().keys().next().map(|(at, _)| *at);
+        let timer = inner.timers.borrow().keys().next().map(|(at, _)| *at);
+        let deadline = inner.next_look().into_iter().chain(timer).min();
         inner.queue.parked.store(true, Ordering::SeqCst);
         // A wake-up between the look above and the flag would otherwise be slept through.
         let nothing_ready =
@@ -223,9 +235,15 @@ impl Executor {
 
 impl Drop for Executor {
     fn drop(&mut self) {
-        // Tasks hold handles to the executor: break the cycle.
-        let slots = std::mem::take(&mut *self.inner.slots.borrow_mut());
-        drop(slots);
+        // Tasks hold handles to the executor: break the cycle. Again for what destructors spawn.
+        for _ in 0..SPAWNED_WHILE_ENDING_ROUNDS {
+            let slots = std::mem::take(&mut *self.inner.slots.borrow_mut());
+            self.inner.free.borrow_mut().clear();
+            if slots.is_empty() {
+                break;
+            }
+            drop(slots);
+        }
         self.inner.timers.borrow_mut().clear();
         self.inner.sources.borrow_mut().clear();
     }
@@ -278,12 +296,26 @@ impl Inner {
         }
     }
 
+    /// When to look at the sources again, which can't wake anybody: soon after they had something,
+    /// and less and less often while they have nothing.
+    fn next_look(&self) -> Option<Instant> {
+        if self.sources.borrow().is_empty() {
+            return None;
+        }
+        let pause = self.source_pause.get();
+        self.source_pause.set((pause * 2).min(SOURCE_PAUSE_MAX));
+        Some(self.driver.now() + pause)
+    }
+
     fn poll_sources(&self) -> bool {
         // Taken out while they run, so that a source may add another.
         let mut sources = std::mem::take(&mut *self.sources.borrow_mut());
         let mut busy = false;
         for source in &mut sources {
             busy |= source.poll();
+        }
+        if busy {
+            self.source_pause.set(SOURCE_PAUSE_MIN);
         }
         let mut slot = self.sources.borrow_mut();
         sources.append(&mut slot);
@@ -391,10 +423,15 @@ impl Rt {
                 .map(|(index, slot)| (u32::try_from(index).unwrap_or(u32::MAX), slot.future.take()))
                 .collect()
         };
-        for (index, future) in doomed {
-            self.inner.release(index);
-            drop(future);
-        }
+        // All slots are given back before the first destructor runs: it may abort another of them.
+        let futures: Vec<Option<BoxFuture>> = doomed
+            .into_iter()
+            .map(|(index, future)| {
+                self.inner.release(index);
+                future
+            })
+            .collect();
+        drop(futures);
     }
 
     /// Starts a task in this handle's domain. Dropping the handle lets the task go on.
@@ -659,6 +696,86 @@ mod tests {
             rt.sleep(Duration::from_secs(2)).await;
         });
         assert!(!ran.get());
+    }
+
+    /// Does something when it is dropped, as guards in tasks do.
+    struct OnDrop<F: FnMut()>(F);
+
+    impl<F: FnMut()> Drop for OnDrop<F> {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+
+    #[test]
+    fn a_killed_task_may_abort_another_one_of_its_domain() {
+        let executor = Executor::simulated(1);
+        let rt = executor.rt();
+        let doomed = rt.new_domain();
+        executor.block_on(async {
+            let victim = Rc::new(RefCell::new(None::<JoinHandle<()>>));
+            let victim2 = victim.clone();
+            let guard = OnDrop(move || {
+                if let Some(victim) = victim2.borrow_mut().take() {
+                    victim.abort();
+                }
+            });
+            drop(doomed.spawn(async move {
+                let _guard = guard;
+                std::future::pending::<()>().await;
+            }));
+            *victim.borrow_mut() = Some(doomed.spawn(std::future::pending::<()>()));
+            rt.yield_now().await;
+            rt.kill(doomed.domain());
+            // A slot that was given back twice would be given out twice.
+            let tasks: Vec<_> = (0..8).map(|i| rt.spawn(async move { i })).collect();
+            for (i, task) in tasks.into_iter().enumerate() {
+                assert_eq!(task.await, Ok(i));
+            }
+        });
+    }
+
+    #[test]
+    fn a_destructor_may_spawn_while_the_executor_ends() {
+        let executor = Executor::simulated(1);
+        let rt = executor.rt();
+        let ran = Rc::new(Cell::new(0));
+        let (rt2, ran2) = (rt.clone(), ran.clone());
+        let guard = OnDrop(move || {
+            let ran = ran2.clone();
+            let last = OnDrop(move || ran.set(ran.get() + 1));
+            drop(rt2.spawn(async move { drop(last) }));
+        });
+        executor.block_on(async {
+            rt.spawn(async {}).await.expect("runs");
+            drop(rt.spawn(async move {
+                let _guard = guard;
+                std::future::pending::<()>().await;
+            }));
+        });
+        drop(executor);
+        assert_eq!(ran.get(), 1, "what is spawned too late is dropped, not leaked");
+    }
+
+    #[test]
+    fn a_source_is_polled_while_every_task_waits() {
+        struct Late(u32, Option<futures_channel::oneshot::Sender<u32>>);
+        impl PollSource for Late {
+            fn poll(&mut self) -> bool {
+                self.0 += 1;
+                if self.0 < 100 {
+                    return false;
+                }
+                self.1.take().is_some_and(|sender| sender.send(self.0).is_ok())
+            }
+        }
+        let executor = Executor::simulated(1);
+        let rt = executor.rt();
+        let (sender, receiver) = futures_channel::oneshot::channel();
+        rt.add_source(Box::new(Late(0, Some(sender))));
+        assert_eq!(executor.block_on(receiver), Ok(100));
+        let waited = rt.now().as_nanos();
+        assert!((90_000_000..100_000_000).contains(&waited), "{waited} ns: politely");
     }
 
     #[test]

@@ -5,6 +5,15 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
+/// Adds a waker, unless it was added a moment ago: a task that waits with a time limit, in a loop,
+/// comes again and again. Only the last ones are looked at, so that thousands who wait don't cost
+/// a long search each.
+pub(crate) fn remember(wakers: &mut Vec<Waker>, waker: &Waker) {
+    if !wakers.iter().rev().take(64).any(|known| known.will_wake(waker)) {
+        wakers.push(waker.clone());
+    }
+}
+
 /// A fair semaphore that counts bytes, slots or anything else.
 #[derive(Clone)]
 pub struct Semaphore {
@@ -189,7 +198,8 @@ impl Notify {
             if state.count.get() != seen {
                 return Poll::Ready(());
             }
-            state.wakers.borrow_mut().push(cx.waker().clone());
+            let mut wakers = state.wakers.borrow_mut();
+            remember(&mut wakers, cx.waker());
             Poll::Pending
         })
     }
@@ -242,6 +252,19 @@ mod tests {
             assert_eq!(semaphore.free(), 2);
             assert_eq!(semaphore.acquire(2).await.amount(), 2);
         });
+    }
+
+    #[test]
+    fn waiting_again_and_again_takes_no_more_memory() {
+        let executor = Executor::simulated(3);
+        let rt = executor.rt();
+        let notify = Notify::new();
+        executor.block_on(async {
+            for _ in 0..100 {
+                assert!(rt.timeout(Duration::from_secs(1), notify.notified()).await.is_err());
+            }
+        });
+        assert_eq!(notify.state.wakers.borrow().len(), 1);
     }
 
     #[test]

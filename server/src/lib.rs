@@ -4,4 +4,7 @@ pub mod bfs;
 pub mod blockstore;
 pub mod config;
 pub mod context;
+pub mod files;
+pub mod namespace;
+pub mod partition;
 pub mod planted;

@@ -20,6 +20,28 @@ pub enum Planted {
     WrongPgServed,
     /// Rule 12: recovery trusts blocks whose data may be torn.
     SkipTornCheck,
+    /// Rule 7: a commit is applied whatever truncate epoch it was made under.
+    ForgetTruncateEpoch,
+    /// Rule 1: "unknown, free it" is answered without a horizon in the log.
+    SkipHorizon,
+    /// Rule 9: a sync marks clean what changed while it wrote.
+    MarkCleanChanged,
+    /// Rule 3: a commit that comes twice is applied twice.
+    ForgetCommitIds,
+    /// Rule 4: members are told to free what a commit is about to overwrite.
+    FreeBeforeCommit,
+    /// Rule 9: what a prestage brings replaces newer bytes.
+    PrestageOverwrites,
+    /// Rule 8: a namespace operation that comes again is done again.
+    RetryTwice,
+    /// Rule 8: fragments are dropped before the backing file system has removed the last name.
+    DropBeforeBfsAgreed,
+    /// Rule 7: a size that was reached before a truncate is taken over after it.
+    OldSizeRaise,
+    /// A file that changed on the backing file system behind our back is served as it was.
+    IgnoreGuard,
+    /// Rule 11: "no such file" of a file system that is not mounted is believed.
+    TrustUnmounted,
 }
 
 #[cfg(feature = "planted")]

@@ -316,7 +316,9 @@ impl FileModel {
         let horizon = Moment(now.0.saturating_sub(4_000));
         self.writes.retain(|w| {
             let covered = cover.iter().any(|(from, to, begun)| {
-                *from <= w.from && w.to <= *to && w.durable.is_some_and(|end| end < *begun)
+                *from <= w.from
+                    && w.to <= *to
+                    && w.durable.is_some_and(|end| end < *begun)
                     && *begun < horizon
             });
             w.truncate || !covered

@@ -1,2 +1,60 @@
-//! Developer commands.
-fn main() {}
+//! Developer commands. People start them with `./x`.
+
+mod cargo;
+mod checks;
+mod demo;
+mod sim;
+mod step;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What a command ends with: nothing, or a sentence that says what went wrong.
+type Outcome = Result<(), String>;
+
+#[derive(Parser)]
+#[command(name = "x", about = "Burstbay: build, try and test", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show what there is
+    Help,
+    /// Copy a directory tree through a real server and lose a device on the way
+    Demo(demo::Arguments),
+    /// Run all tests and checks (what CI runs)
+    Test(test::Arguments),
+    /// Run a simulated cluster; all arguments go to the simulator (--seeds N, --seed S, --family F)
+    #[command(disable_help_flag = true)]
+    Sim {
+        /// Arguments of the simulator
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Help => help(),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Sim { arguments } => sim::run(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("x: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn help() -> Outcome {
+    use clap::CommandFactory;
+    Arguments::command().print_help().map_err(|error| error.to_string())
+}

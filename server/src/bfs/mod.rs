@@ -4,6 +4,8 @@
 //! call may hang for minutes inside a kernel and finish late, also after its future was dropped
 //! and after the process died: nothing here fences it (rule 10).
 
+pub mod posix;
+
 use std::future::Future;
 use std::pin::Pin;
 
@@ -128,9 +130,10 @@ pub trait Bfs {
     /// Space.
     fn statvfs(&self) -> BfsFuture<Space>;
 
-    /// Moves a name into our own directory, so that the file lives on without it: for files that
-    /// are unlinked while open. The hidden name is `name` there.
-    fn hide(&self, caller: &Credentials, path: &[u8], name: &str) -> BfsFuture<()>;
+    /// Gives a file a hidden name in our own directory, so that it lives on when its last other
+    /// name is removed: for files that are unlinked, or renamed over, while open. Well if it has
+    /// that name already.
+    fn keep(&self, binding: &Binding, name: &str) -> BfsFuture<()>;
 
     /// Removes a hidden name. Well if it is gone already.
     fn remove_hidden(&self, name: &str) -> BfsFuture<()>;
@@ -149,7 +152,7 @@ pub trait Bfs {
     fn fsync(&self, binding: &Binding) -> BfsFuture<()>;
 
     /// Makes inode and name of a file durable: fsync of the file and of the directory it is in.
-    fn fsync_name(&self, path: &[u8]) -> BfsFuture<()>;
+    fn fsync_name(&self, binding: &Binding) -> BfsFuture<()>;
 
     /// Sets the size.
     fn truncate(&self, binding: &Binding, size: u64) -> BfsFuture<()>;

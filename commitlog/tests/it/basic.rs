@@ -1,9 +1,7 @@
 //! Append, acknowledge, replay.
 
-mod common;
-
+use crate::common::{append, commit, simulate};
 use bb_commitlog::{LogError, StreamId};
-use common::{append, commit, simulate};
 
 #[test]
 fn what_was_acknowledged_is_replayed_in_order() {

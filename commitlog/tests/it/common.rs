@@ -1,5 +1,4 @@
 //! What the tests of the log share: a simulated world, and a receiver that remembers.
-#![expect(clippy::unwrap_used, reason = "test support")]
 
 use std::collections::BTreeMap;
 use std::future::Future;

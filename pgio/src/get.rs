@@ -1,0 +1,126 @@
+//! One request for chunks of one block, checked.
+
+use std::ops::Range;
+
+use bb_erasure::crc32c;
+use bb_proto::{Capability, Code, DeviceId, Failure, GetBlock, GetBlockReply, Kind, PgId};
+use bb_runtime::{Buf, BufMut};
+use bb_transport::{CallError, Outgoing};
+
+use crate::io::PgIo;
+use crate::layout::BlockLayout;
+use crate::sealed::member_crc;
+
+/// Why a member did not give its chunks.
+#[derive(Debug, Clone)]
+pub(crate) enum Miss {
+    /// It does not hold that block.
+    Stale,
+    /// What came does not match its checksums, or the member knows that it is damaged or lost.
+    Lost,
+    /// No answer, or "busy" for too long. Later it may answer.
+    Silent,
+    /// Another member would say the same.
+    Final(Failure),
+}
+
+/// Which chunks of which block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// Index of the block: `0 ..N` data, `N ..N+K` parity.
+    pub index: usize,
+    /// The chunks.
+    pub chunks: Range<u16>,
+}
+
+impl Want {
+    pub(crate) fn bytes(&self, layout: &BlockLayout) -> usize {
+        usize::from(self.chunks.end - self.chunks.start) << layout.shape.chunk_log2
+    }
+}
+
+impl PgIo {
+    pub(crate) async fn get(
+        &self,
+        capability: &Capability,
+        pg: PgId,
+        layout: &BlockLayout,
+        want: &Want,
+        sink: BufMut,
+    ) -> Result<Buf, Miss> {
+        let device = layout.members[want.index].device;
+        let body = GetBlock {
+            pg,
+            capability: *capability,
+            index: u8::try_from(want.index).unwrap_or(u8::MAX),
+            chunk_log2: layout.shape.chunk_log2,
+            chunk_first: want.chunks.start,
+            chunk_count: want.chunks.end - want.chunks.start,
+        }
+        .encode();
+        let _under_way = self.devices.begin(device);
+        let patience = self.rt.now() + self.limits.busy_max;
+        let mut sink = Some(sink);
+        for attempt in 0.. {
+            let Some((address, fence)) = self.place(device) else { return Err(Miss::Lost) };
+            // The transfer keeps the sink of a request that failed (rule 6). Another is taken only
+            // if it can be had at once: waiting here while holding others could be for ever.
+            let again = || self.pool.try_alloc(want.bytes(layout));
+            let Some(mut buffer) = sink.take().or_else(again) else { return Err(Miss::Silent) };
+            buffer.set_len(want.bytes(layout));
+            let timeout = self.limits.get_timeout;
+            let request = Outgoing::new(Kind::GetBlock, self.limits.class, timeout, body.clone())
+                .to(device.0, fence)
+                .with_sink(buffer);
+            let error = match self.caller.call(&address, request).await {
+                Ok(answer) => {
+                    self.note(device, answer.vitals);
+                    let payload = answer.payload.ok_or(Miss::Lost)?;
+                    return self.checked(device, layout, want, &answer.body, payload);
+                }
+                Err(error) => error,
+            };
+            self.note_error(device, &error);
+            let CallError::Refused(failure, _) = error else { return Err(Miss::Silent) };
+            match failure.kind() {
+                Code::Stale => return Err(Miss::Stale),
+                Code::Corrupt | Code::DeviceFailed => return Err(Miss::Lost),
+                _ if self.rt.now() >= patience => return Err(Miss::Silent),
+                Code::Busy => self.back_off(attempt).await,
+                Code::Fenced => {
+                    self.view.refresh().await;
+                    self.back_off(attempt).await;
+                }
+                _ => return Err(Miss::Final(failure)),
+            }
+        }
+        Err(Miss::Silent)
+    }
+
+    fn checked(
+        &self,
+        device: DeviceId,
+        layout: &BlockLayout,
+        want: &Want,
+        body: &[u8],
+        payload: BufMut,
+    ) -> Result<Buf, Miss> {
+        let payload = payload.freeze();
+        #[cfg(feature = "planted")]
+        if self.trust_crcs.get() {
+            return if payload.len() == want.bytes(layout) { Ok(payload) } else { Err(Miss::Lost) };
+        }
+        let crcs = GetBlockReply::decode(body).map_err(|_| Miss::Lost)?.chunk_crcs;
+        let chunk_bytes = 1 << layout.shape.chunk_log2;
+        let whole = want.chunks == (0..layout.chunks());
+        let fits = payload.len() == want.bytes(layout)
+            && crcs.len() == want.chunks.len()
+            && payload.chunks(chunk_bytes).zip(&crcs).all(|(chunk, crc)| crc32c(chunk) == *crc)
+            && (!whole || member_crc(&crcs) == layout.members[want.index].crc);
+        if fits {
+            return Ok(payload);
+        }
+        tracing::warn!(device = device.0, index = want.index, "block does not match its checksum");
+        Err(Miss::Lost)
+    }
+}

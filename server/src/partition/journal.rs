@@ -1,0 +1,101 @@
+//! What the engine needs of the commit log.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use bb_commitlog::{Class, Log, LogError, LogErrorKind, Reservation};
+use bb_proto::{Code, Failure, PartitionId, ServiceClass};
+
+use crate::context::Stream;
+
+/// A future of the journal.
+pub type JournalFuture<T> = Pin<Box<dyn Future<Output = Result<T, Failure>>>>;
+
+/// Room for one record. What is not used goes back when it is dropped.
+pub trait Ticket {
+    /// Gives `record` its place behind everything appended before, at once. The result resolves
+    /// when it, and everything before it, is durable.
+    ///
+    /// # Errors
+    /// The log's failure; nothing was appended.
+    fn append(self: Box<Self>, record: &[u8]) -> Result<JournalFuture<()>, Failure>;
+}
+
+/// The durable end of a partition: a stream of the commit log.
+pub trait Journal {
+    /// Waits for room for a record of so many bytes (rule 14: space is given by class).
+    fn admit(
+        &self,
+        partition: PartitionId,
+        class: ServiceClass,
+        bytes: usize,
+    ) -> JournalFuture<Box<dyn Ticket>>;
+
+    /// Has the stream start at `snapshot`, which stands for everything appended so far.
+    ///
+    /// # Errors
+    /// The log's failure.
+    fn checkpoint(
+        &self,
+        partition: PartitionId,
+        snapshot: Vec<u8>,
+    ) -> Result<JournalFuture<()>, Failure>;
+}
+
+struct LogTicket {
+    log: Log,
+    partition: PartitionId,
+    reservation: Reservation,
+}
+
+impl Ticket for LogTicket {
+    fn append(mut self: Box<Self>, record: &[u8]) -> Result<JournalFuture<()>, Failure> {
+        let stream = Stream::Partition(self.partition).id();
+        let append =
+            self.log.append(stream, &mut self.reservation, record).map_err(|e| refusal(&e))?;
+        Ok(Box::pin(async move { append.durable.await.map_err(|e| refusal(&e)) }))
+    }
+}
+
+impl Journal for Log {
+    fn admit(
+        &self,
+        partition: PartitionId,
+        class: ServiceClass,
+        bytes: usize,
+    ) -> JournalFuture<Box<dyn Ticket>> {
+        let log = self.clone();
+        Box::pin(async move {
+            let reservation = log.admit(log_class(class), bytes).await.map_err(|e| refusal(&e))?;
+            Ok(Box::new(LogTicket { log, partition, reservation }) as Box<dyn Ticket>)
+        })
+    }
+
+    fn checkpoint(
+        &self,
+        partition: PartitionId,
+        snapshot: Vec<u8>,
+    ) -> Result<JournalFuture<()>, Failure> {
+        let stream = Stream::Partition(partition).id();
+        let append = Self::checkpoint(self, stream, snapshot).map_err(|e| refusal(&e))?;
+        Ok(Box::pin(async move { append.durable.await.map_err(|e| refusal(&e)) }))
+    }
+}
+
+const fn log_class(class: ServiceClass) -> Class {
+    match class {
+        ServiceClass::Control => Class::Control,
+        ServiceClass::Replication => Class::Replication,
+        ServiceClass::Reclaim => Class::Reclaim,
+        ServiceClass::Client => Class::Client,
+        ServiceClass::Background => Class::Rebuild,
+    }
+}
+
+fn refusal(error: &LogError) -> Failure {
+    let code = match error.kind() {
+        LogErrorKind::Caller => Code::Invalid,
+        _ => Code::Busy,
+    };
+    Failure::new(code, format!("commit log: {error}"))
+}

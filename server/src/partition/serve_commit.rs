@@ -1,0 +1,247 @@
+//! Commits: what can be refused before the log is bothered, what a region has to learn first, and
+//! then the log.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use bb_cluster::DeviceState;
+use bb_erasure::crc32c;
+use bb_proto::meta::{FileStat, FileState, decode};
+use bb_proto::{
+    Code, Commit, Failure, Fid, Kind, PgBody, RegionIndex, Rights, ServiceClass, SessionId,
+    TruncateEpoch,
+};
+use bb_transport::{CallError, Incoming, Response};
+
+use super::apply_commit::{Verdict, region_of};
+use super::engine::Partition;
+use super::host::{PartitionHost, check_capability, class_of};
+use super::mutation::Mutation;
+use super::pg_mutation::{CommitRecord, CommitRefusal, PgMutation, PgOutcome};
+use super::region_mutation::{RegionId, RegionMutation};
+use super::table::{FileRecords, RegionTerms};
+
+/// How often a commit may find a region behind again: truncates that follow each other this fast
+/// are the caller's to sort out.
+const LEARN_ATTEMPTS: usize = 4;
+/// Regions in a run of the file record.
+const REGIONS_PER_RUN: u32 = 1024;
+
+impl PartitionHost {
+    pub(super) async fn serve_commit(
+        &self,
+        partition: &Rc<Partition>,
+        request: &Incoming,
+    ) -> Result<Response, Failure> {
+        let commit = Commit::decode(&request.body)
+            .map_err(|e| Failure::new(Code::Invalid, e.to_string()))?;
+        check_capability(&commit.capability, Rights::WRITE, &request.peer)?;
+        let id = commit.descriptor.pg;
+        let session = commit.capability.session;
+        if session != id.session && session != SessionId(0) {
+            return Err(Failure::new(Code::Denied, "the group belongs to another session"));
+        }
+        let tick = self.ctx.shared.tick();
+        if id.slot > tick {
+            return Err(Failure::new(Code::SlotAhead, "").with_value(tick.0));
+        }
+        let inline = inline_bytes(&commit, partition, request)?;
+        let class = class_of(request);
+        for _ in 0..LEARN_ATTEMPTS {
+            let verdict = partition.state().judge_commit(&commit);
+            match verdict {
+                Verdict::Duplicate => return Ok(Response::default()),
+                Verdict::Refuse(CommitRefusal::RegionBehind(_)) => {}
+                Verdict::Refuse(refusal) => return Err(self.refusal(refusal)),
+                Verdict::Apply => {
+                    self.check_budget(&commit)?;
+                    let absent_members = self.absent_members(&commit)?;
+                    #[cfg(feature = "planted")]
+                    self.free_before_commit(partition, &commit);
+                    let record = CommitRecord {
+                        commit: commit.clone(),
+                        absent_members,
+                        inline: inline.clone(),
+                    };
+                    let mutation = Mutation::Pg(PgMutation::Commit(Box::new(record)));
+                    match partition.submit(class, mutation).await?.pg()? {
+                        PgOutcome::Refused(CommitRefusal::RegionBehind(_)) => {}
+                        PgOutcome::Refused(refusal) => return Err(self.refusal(refusal)),
+                        _ => return Ok(Response::default()),
+                    }
+                }
+            }
+            self.learn_terms(partition, &commit, class).await?;
+        }
+        Err(Failure::new(Code::Busy, "the file is being truncated again and again"))
+    }
+
+    fn refusal(&self, refusal: CommitRefusal) -> Failure {
+        match refusal {
+            CommitRefusal::BehindHorizon => {
+                Failure::new(Code::BehindHorizon, "").with_value(self.ctx.shared.tick().0)
+            }
+            CommitRefusal::Cancelled => Failure::new(Code::CommitCancelled, ""),
+            CommitRefusal::OldEpoch(current) => {
+                Failure::new(Code::OldTruncateEpoch, "").with_value(current.0)
+            }
+            CommitRefusal::RegionBehind(_) => Failure::new(Code::Busy, "a region is behind"),
+            CommitRefusal::FileDropped => Failure::new(Code::StaleFile, "the file was dropped"),
+            CommitRefusal::Invalid(why) => Failure::new(Code::Invalid, why),
+        }
+    }
+
+    /// Metadata has a budget (rule 16). Not a condition of the mutation: what is refused here has
+    /// not been logged.
+    fn check_budget(&self, commit: &Commit) -> Result<(), Failure> {
+        let wanted = commit.fragments.len() as u64 * super::region_table::FRAGMENT_BYTES;
+        if self.meter.memory_bytes() + wanted > self.config.metadata_bytes_max {
+            return Err(Failure::new(Code::NoSpace, "the memory for metadata is used up"));
+        }
+        Ok(())
+    }
+
+    /// Members that the map does not have as active (rule 5).
+    fn absent_members(&self, commit: &Commit) -> Result<u32, Failure> {
+        let PgBody::Blocks { members, parity, .. } = &commit.descriptor.body else { return Ok(0) };
+        let map = self.ctx.shared.map();
+        let mut absent = 0_u32;
+        for (index, member) in members.iter().enumerate() {
+            let entry = map.device(member.device);
+            if entry.is_none_or(|entry| entry.state != i32::from(DeviceState::Active)) {
+                absent |= 1 << index;
+            }
+        }
+        if absent.count_ones() > u32::from(*parity) {
+            return Err(Failure::new(Code::NoSpace, "too many of the group's members are gone"));
+        }
+        Ok(absent)
+    }
+
+    /// Has every region of the commit that is behind learn the file's terms (rule 7).
+    async fn learn_terms(
+        &self,
+        partition: &Rc<Partition>,
+        commit: &Commit,
+        class: ServiceClass,
+    ) -> Result<(), Failure> {
+        let fid = commit.capability.fid;
+        let known = partition.state().regions.region_log2(fid);
+        let region_log2 = match known {
+            Some(region_log2) => region_log2,
+            None => self.terms(partition, fid, commit.epoch, None, class).await?.region_log2,
+        };
+        let mut regions = BTreeSet::new();
+        for fragment in &commit.fragments {
+            let id = region_of(fid, fragment, region_log2);
+            let id = id.filter(|id| self.partition_of(fid, id.region) == partition.id());
+            regions.insert(id.ok_or_else(|| {
+                Failure::new(Code::Invalid, "a fragment does not lie in a region of the partition")
+            })?);
+        }
+        for id in regions {
+            self.learn_region(partition, id, commit.epoch, class).await?;
+        }
+        Ok(())
+    }
+
+    async fn learn_region(
+        &self,
+        partition: &Rc<Partition>,
+        id: RegionId,
+        wanted: TruncateEpoch,
+        class: ServiceClass,
+    ) -> Result<(), Failure> {
+        let at = partition.state().regions.get(id).map(super::region::Region::epoch);
+        if at.is_some_and(|epoch| epoch >= wanted) {
+            return Ok(());
+        }
+        // A region that is opened holds nothing that an older truncate could cut. It matters only
+        // whether the newest is still under way, and where that cuts.
+        let before = TruncateEpoch(wanted.0.saturating_sub(1));
+        let terms = self.terms(partition, id.fid, at.unwrap_or(before), Some(id.region), class);
+        let terms = terms.await?;
+        if terms.epoch < wanted {
+            return Err(Failure::new(Code::Invalid, "an epoch that the file has not reached"));
+        }
+        let RegionTerms { region_log2, epoch, size, truncating } = terms;
+        let learned = RegionMutation::Truncate { id, region_log2, epoch, size, done: !truncating };
+        partition.submit(class, Mutation::Region(learned)).await?;
+        Ok(())
+    }
+
+    /// What the file record says to a region that has seen truncates up to `after`.
+    async fn terms(
+        &self,
+        partition: &Rc<Partition>,
+        fid: Fid,
+        after: TruncateEpoch,
+        region: Option<RegionIndex>,
+        class: ServiceClass,
+    ) -> Result<RegionTerms, Failure> {
+        let stale = || Failure::new(Code::StaleFile, "no record of this file");
+        let unregistered = || Failure::new(Code::RegionUnknown, "register the region first");
+        let owner = self.partition_of(fid, RegionIndex(0));
+        if owner == partition.id() {
+            let state = partition.state();
+            let terms = state.files.region_terms(fid, after).ok_or_else(stale)?;
+            if region.is_some_and(|region| !state.files.is_registered(fid, region)) {
+                return Err(unregistered());
+            }
+            return Ok(terms);
+        }
+        let file = self.file_state(owner, fid, after, class).await?;
+        if !file.known {
+            return Err(stale());
+        }
+        if region.is_some_and(|region| !file.runs.contains(&(region.0 / REGIONS_PER_RUN))) {
+            return Err(unregistered());
+        }
+        let region_log2 = u8::try_from(file.region_log2).ok().filter(|l| (20..=40).contains(l));
+        Ok(RegionTerms {
+            region_log2: region_log2
+                .ok_or_else(|| Failure::new(Code::Busy, "the file record has no region size"))?,
+            epoch: TruncateEpoch(file.epoch),
+            size: file.size,
+            truncating: file.truncating,
+        })
+    }
+
+    pub(super) async fn file_state(
+        &self,
+        owner: bb_proto::PartitionId,
+        fid: Fid,
+        after: TruncateEpoch,
+        class: ServiceClass,
+    ) -> Result<FileState, Failure> {
+        let question = FileStat { fid: fid.into(), counts: false, truncates_after: Some(after.0) };
+        match self.ask_partition(Kind::FileStat, class, owner, &question).await {
+            Ok(answer) => decode(&answer.body),
+            Err(CallError::Refused(failure, _)) if failure.kind() == Code::StaleFile => {
+                Err(failure)
+            }
+            // Whatever it is, it passes: the commit can be sent again.
+            Err(error) => Err(Failure::new(Code::Busy, format!("asking the file record: {error}"))),
+        }
+    }
+}
+
+/// The payload of an inline group, at home.
+fn inline_bytes(
+    commit: &Commit,
+    partition: &Partition,
+    request: &Incoming,
+) -> Result<Vec<u8>, Failure> {
+    let PgBody::Inline { len, crc } = &commit.descriptor.body else { return Ok(Vec::new()) };
+    if commit.descriptor.pg.home != partition.id() {
+        return Ok(Vec::new());
+    }
+    let bytes = request.payload.as_deref().unwrap_or_default();
+    if u32::try_from(bytes.len()) != Ok(*len) {
+        return Err(Failure::new(Code::Invalid, "an inline group without its bytes"));
+    }
+    if crc32c(bytes) != *crc {
+        return Err(Failure::new(Code::Corrupt, "the bytes of the inline group"));
+    }
+    Ok(bytes.to_vec())
+}
