@@ -173,21 +173,54 @@ fn acknowledged_writes_are_read_back_in_bad_weather() {
 
 #[cfg(feature = "planted")]
 #[test]
-fn planted_errors_do_not_pass_the_storm() {
-    use bb_client::Planted::{DropSealedBeforeCommit, FsyncBeforeCommit, SkipReorderWait};
-    for planted in [DropSealedBeforeCommit, FsyncBeforeCommit, SkipReorderWait] {
-        let survived = |seed| {
-            let storm = || storm(seed, |client| client.plant(planted));
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(storm)).is_ok()
+fn planted_errors_are_found() {
+    use bb_client::Planted;
+    let found = |planted, test: &dyn Fn(u64, &dyn Fn(&Client))| {
+        let survives = |seed| {
+            let test = || test(seed, &|client: &Client| client.plant(planted));
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(test)).is_ok()
         };
-        assert!(!(0..60).all(survived), "{planted:?} was not found");
-    }
+        assert!(!(0..20).all(survives), "{planted:?} was not found");
+    };
+    found(Planted::DropSealedBeforeCommit, &|seed, plant| storm(seed, plant));
+    found(Planted::FsyncBeforeCommit, &|seed, plant| storm(seed, plant));
+    found(Planted::SkipReorderWait, &|seed, plant| overtaking(seed, plant));
+    found(Planted::TrustCrc, &|seed, plant| rot(seed, plant));
+}
+
+/// A byte of a data block turns over.
+fn rot(seed: u64, prepare: impl FnOnce(&Client)) {
+    run(seed, |_rt, fake| async move {
+        let client = fake.client(quick()).await;
+        prepare(&client);
+        let file = open(&client, "/f").await;
+        file.pwrite(&pattern(3, 300_000), 0).await.expect("writes");
+        file.fsync().await.expect("fsyncs");
+        for ((_, _, index), (bytes, _)) in &mut fake.state.borrow_mut().blocks {
+            if *index == 0 {
+                bytes[1000] ^= 4;
+            }
+        }
+        assert!(read_all(&file).await == pattern(3, 300_000));
+        assert_eq!(client.reconstructed_blocks(), 1);
+    });
+}
+
+#[test]
+fn rot_is_found_at_the_reader_and_made_good() {
+    rot(1, |_| {});
 }
 
 #[test]
 fn a_later_overlapping_commit_waits_for_the_outcome_of_the_earlier() {
-    run(5, |rt, fake| async move {
+    (0..5).for_each(|seed| overtaking(seed, |_| {}));
+}
+
+/// The first of two overlapping commits hangs on its way.
+fn overtaking(seed: u64, prepare: impl FnOnce(&Client)) {
+    run(seed, |rt, fake| async move {
         let client = fake.client(quick()).await;
+        prepare(&client);
         let file = open(&client, "/f").await;
         file.pwrite(&pattern(0, 10), 500_000).await.expect("writes");
         file.fsync().await.expect("fsyncs");
