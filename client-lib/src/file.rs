@@ -343,8 +343,7 @@ impl Inner {
         let state: FileState = meta::decode(&answer.body)?;
         node.size_asked.set(self.rt().now());
         if state.known {
-            node.epoch.set(node.epoch.get().max(TruncateEpoch(state.epoch)));
-            node.saw_size(state.size);
+            node.saw_state(&state);
         }
         Ok(state)
     }
@@ -380,7 +379,7 @@ impl Inner {
             match self.link.ask(self.record_partition(node.fid), &ask).await {
                 Ok(answer) => {
                     let state: FileState = meta::decode(&answer.body)?;
-                    node.saw_size(state.size);
+                    node.saw_state(&state);
                     return Ok(state);
                 }
                 Err(error) if self.recovered(&error, session).await => {}

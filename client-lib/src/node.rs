@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 
-use bb_proto::meta::FileHandle;
+use bb_proto::meta::{FileHandle, FileState};
 use bb_proto::{Capability, Fid, Fragment, RegionIndex, Rights, TruncateEpoch};
 use bb_runtime::sync::{Notify, Permit};
 use bb_runtime::{Buf, BufMut};
@@ -196,6 +196,18 @@ impl Node {
         self.size_acknowledged.set(size);
         if size >= self.reached.get() {
             self.reached.set(0);
+        }
+    }
+
+    /// The file record says this. A newer epoch: somebody cut the file meanwhile, and what was
+    /// acknowledged before no longer makes it longer.
+    pub fn saw_state(&self, state: &FileState) {
+        if TruncateEpoch(state.epoch) > self.epoch.get() {
+            self.epoch.set(TruncateEpoch(state.epoch));
+            self.maps.borrow_mut().forget();
+            self.cut_to(state.size);
+        } else {
+            self.saw_size(state.size);
         }
     }
 
