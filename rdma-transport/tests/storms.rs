@@ -184,6 +184,86 @@ fn an_honest_client_never_overruns_its_window() {
     }
 }
 
+/// Server lives follow each other, partitions come and go, and clients die in the middle.
+fn upheaval(seed: u64) -> (Outcomes, SimNetCounters, u64) {
+    let executor = Executor::simulated(seed);
+    let rt = executor.rt();
+    let (outcomes, network) = executor.block_on(async {
+        let net = SimNet::new(&rt, SimNetConfig::rough());
+        let (to, from) = (Address::from("server"), Address::from("client"));
+        let pool = pool(16);
+        let outcomes = Rc::new(Cell::new(Outcomes::default()));
+        let mut client_rt = rt.new_domain();
+        for round in 0..12 {
+            let server_rt = rt.new_domain();
+            let config = ServerConfig::new(identity(Role::Server, "server"), common::pool(64));
+            let echo = Echo::new(&server_rt, &config.pool);
+            let listener = net.host(&server_rt, "server").listen(&to).await.expect("free");
+            let server = Server::start(&server_rt, listener, echo, config);
+            if round % 3 == 0 {
+                client_rt = rt.new_domain();
+            }
+            let config = ClientConfig::new(identity(Role::Client, "client"), pool.clone());
+            let client = Client::new(&client_rt, net.host(&client_rt, "client"), config);
+            for id in 0..60 {
+                let (task_rt, client, to) = (client_rt.clone(), client.clone(), to.clone());
+                let (pool, outcomes) = (pool.clone(), outcomes.clone());
+                client_rt.spawn(async move {
+                    let rt = task_rt;
+                    rt.sleep(Duration::from_millis(rt.random_below(4000))).await;
+                    let ask = ask(&rt, id);
+                    if let Some(request) = ask.request(&pool, Duration::from_secs(1)) {
+                        let result = client.call(&to, request).await;
+                        note(&outcomes, ask, result.map(|a| (a.body, a.payload)));
+                    }
+                });
+            }
+            rt.sleep(Duration::from_millis(rt.random_below(3000))).await;
+            match rt.random_below(3) {
+                0 => net.partition(&to, &from),
+                1 => net.block(&from, &to),
+                _ => net.reset_between(&to, &from),
+            }
+            rt.sleep(Duration::from_millis(rt.random_below(3000))).await;
+            net.heal_all();
+            if round % 3 == 2 {
+                rt.kill(client_rt.domain());
+            }
+            if rt.random_below(2) == 0 {
+                server.stop(Duration::from_millis(100)).await;
+            }
+            rt.kill(server_rt.domain());
+        }
+        drop(client_rt);
+        rt.sleep(Duration::from_secs(60)).await;
+        assert_eq!(pool.stats().used_bytes, 0, "seed {seed}: buffers are lost");
+        (outcomes.get(), net.counters())
+    });
+    (outcomes, network, executor.trace_hash())
+}
+
+#[test]
+fn processes_that_die_at_any_await_take_nothing_with_them() {
+    let mut total = SimNetCounters::default();
+    let mut answered = 0;
+    for seed in 0..seeds() {
+        let (outcomes, network, trace) = upheaval(seed);
+        assert!(outcomes.answered > 0, "seed {seed}: {outcomes:?} {network:?}");
+        answered += outcomes.answered;
+        total.swallowed += network.swallowed;
+        total.died_loudly += network.died_loudly;
+        total.died_silently += network.died_silently;
+        total.connects_failed += network.connects_failed;
+        if seed == 0 {
+            assert_eq!((outcomes, network, trace), upheaval(seed), "one seed, one course");
+        }
+    }
+    assert!(answered > 100 * seeds(), "{answered} answers");
+    for count in [total.swallowed, total.died_loudly, total.died_silently, total.connects_failed] {
+        assert!(count > 0, "a fault never happened: {total:?}");
+    }
+}
+
 #[test]
 fn one_seed_gives_one_storm() {
     let rough = SimNetConfig::rough();
