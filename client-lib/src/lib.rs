@@ -1,1 +1,30 @@
-//! Burstbay: `client-lib`.
+//! The client: packs what applications write into parity groups, reads it back, and speaks for them
+//! to the servers. Async and single-threaded.
+
+mod cache;
+mod client;
+mod commit;
+mod error;
+mod file;
+mod link;
+mod maps;
+mod namespace;
+mod node;
+mod options;
+pub mod packer;
+#[cfg(feature = "planted")]
+mod planted;
+mod ranges;
+mod reader;
+mod residency;
+mod session;
+mod store;
+mod writeback;
+
+pub use client::Client;
+pub use error::{Error, Result};
+pub use file::File;
+pub use options::ClientOptions;
+#[cfg(feature = "planted")]
+pub use planted::Planted;
+pub use residency::Operation;

@@ -189,6 +189,9 @@ impl Log {
         let cost = self.inner.cost(payload_bytes)?;
         self.inner.check_alive()?;
         let taken = self.inner.space.borrow_mut().try_take(rank(class), cost);
+        if !taken {
+            self.inner.trim(true);
+        }
         Ok(taken.then(|| Reservation { inner: self.inner.clone(), left: cost }))
     }
 
@@ -496,6 +499,17 @@ impl Inner {
             waker.wake();
         }
         self.changed.notify_all();
+        self.wake_writer.notify_all();
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let state = self.state.get_mut();
+        for group in state.closed.drain(..).chain(state.forming.take()) {
+            group.completion.resolve(Err(LogError::Closed));
+        }
+        // The writer looks, finds nobody, and ends.
         self.wake_writer.notify_all();
     }
 }

@@ -13,6 +13,12 @@ const WORTHWHILE_SHARE: u64 = 32;
 impl Inner {
     /// Starts to move the tail if that is worth a superblock.
     pub(crate) fn trim_if_worthwhile(self: &Rc<Self>) {
+        let waiting = self.space.borrow().waiting();
+        self.trim(waiting);
+    }
+
+    /// Starts to move the tail; for a small gain only if somebody lacks room.
+    pub(crate) fn trim(self: &Rc<Self>, waiting: bool) {
         let superblock = {
             let mut state = self.state.borrow_mut();
             if state.superblock_busy || state.failed.is_some() {
@@ -21,7 +27,6 @@ impl Inner {
             let durable = Lsn(state.durable_through);
             let target = state.streams.trim_target(durable).0;
             let gain = target.saturating_sub(state.superblock.trim);
-            let waiting = self.space.borrow().waiting();
             if gain == 0 || (!waiting && gain < self.ring_bytes / WORTHWHILE_SHARE) {
                 return;
             }

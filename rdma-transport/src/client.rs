@@ -10,6 +10,7 @@ use bb_proto::{Code, Failure, Header};
 use bb_runtime::sync::Notify;
 use bb_runtime::{BufPool, Instant, Rt};
 
+use crate::complaints::Complaints;
 use crate::conn::Conn;
 use crate::flag::Flag;
 use crate::hello::{self, HelloError, Identity};
@@ -107,6 +108,7 @@ struct Inner {
     slots: RefCell<BTreeMap<(Address, Lane), Slot>>,
     local: RefCell<Option<(Address, Local)>>,
     closed: Flag,
+    complaints: Complaints,
     stats: Cell<ClientStats>,
 }
 
@@ -128,6 +130,7 @@ impl Client {
                 slots: RefCell::default(),
                 local: RefCell::default(),
                 closed: Flag::default(),
+                complaints: Complaints::default(),
                 stats: Cell::default(),
             }),
         }
@@ -145,17 +148,10 @@ impl Client {
         *self.inner.local.borrow_mut() = Some((address, local));
     }
 
-    /// Ends all connections; calls fail from now on. (Without it the connections outlive the
-    /// handle: answers that nobody waits for still need their buffers.)
+    /// Ends all connections; calls fail from now on. Happens by itself when the last handle and
+    /// the last call are gone, unless the local service holds a handle: it is let go here.
     pub fn close(&self) {
-        self.inner.closed.raise();
-        self.inner.local.borrow_mut().take();
-        let slots = std::mem::take(&mut *self.inner.slots.borrow_mut());
-        for slot in slots.into_values() {
-            if let Some(conn) = slot.conn {
-                conn.close(&LinkError::Closed);
-            }
-        }
+        self.inner.close();
     }
 
     /// Figures.
@@ -191,7 +187,26 @@ impl Caller for Client {
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 impl Inner {
+    fn close(&self) {
+        self.closed.raise();
+        let local = self.local.borrow_mut().take();
+        let slots = std::mem::take(&mut *self.slots.borrow_mut());
+        // Dropped outside of the borrows: the local service may hold a handle.
+        drop(local);
+        for slot in slots.into_values() {
+            if let Some(conn) = slot.conn {
+                conn.close(&LinkError::Closed);
+            }
+        }
+    }
+
     async fn remote(
         self: Rc<Self>,
         to: Address,
@@ -322,7 +337,7 @@ impl Inner {
             }
             Err(HelloError::Rejected(why)) => {
                 link.send.close();
-                tracing::warn!(to = %to.0, %why, "the peer does not want us");
+                self.complaints.closed(&self.rt, &to.0, &why);
                 Err(CallError::Rejected(why))
             }
         }

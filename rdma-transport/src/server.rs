@@ -32,7 +32,8 @@ pub struct ServerConfig {
     pub handshakes_max: u64,
     /// Time for the handshake.
     pub handshake_limit: Duration,
-    /// A peer that takes none of what is sent for so long is gone.
+    /// A peer that takes none of what is sent for so long is gone; also one that announces a
+    /// payload and does not send it.
     pub stall_limit: Duration,
 }
 

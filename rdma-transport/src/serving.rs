@@ -132,7 +132,11 @@ impl Connection {
             self.charge(header.payload_len)?;
             let room = self.server.budget.room(self.lane, header.payload_len).await;
             let buf = self.server.config.pool.alloc(header.payload_len as usize).await;
-            payload = Some((recv.payload(buf).await?.freeze(), room));
+            // It holds room that others wait for, so it must not dawdle.
+            let limit = self.server.config.stall_limit;
+            let received = self.server.rt.timeout(limit, recv.payload(buf)).await;
+            let buf = received.map_err(|_| LinkError::Protocol("a payload does not come"))??;
+            payload = Some((buf.freeze(), room));
         }
         let connection = self.clone();
         self.server.rt.spawn(async move {

@@ -411,6 +411,35 @@ fn a_call_to_the_own_service_copies_no_payload() {
     });
 }
 
+#[test]
+fn a_connection_closed_behind_a_partition_is_noticed_at_the_next_request() {
+    let executor = Executor::simulated(1);
+    let rt = executor.rt();
+    executor.block_on(async {
+        let w = world(&rt, SimNetConfig::calm()).await;
+        w.client.call(&w.address, Ask::new(0).request(&w.pool, SECOND).unwrap()).await.unwrap();
+        w.net.partition(&w.address, &"client".into());
+        assert!(w.server.stop(SECOND).await);
+        w.net.heal_all();
+        let call = w.client.call(&w.address, Ask::new(1).request(&w.pool, SECOND).unwrap()).await;
+        assert!(matches!(call, Err(CallError::Disconnected { maybe_sent: true })), "{call:?}");
+    });
+}
+
+#[test]
+fn the_last_handle_takes_its_connections_with_it() {
+    let executor = Executor::simulated(1);
+    let rt = executor.rt();
+    executor.block_on(async {
+        let w = world(&rt, SimNetConfig::calm()).await;
+        w.client.call(&w.address, Ask::new(0).request(&w.pool, SECOND).unwrap()).await.unwrap();
+        assert_eq!(w.server.stats().connections, 1);
+        drop(w.client);
+        rt.sleep(SECOND).await;
+        assert_eq!((w.server.stats().connections, w.echo.disconnected.get()), (0, 1));
+    });
+}
+
 fn common_whole(pool: &BufPool, len: usize, id: u64) -> bb_runtime::Buf {
     let mut buf = pool.try_alloc(len).expect("room");
     common::fill(&mut buf, id);

@@ -9,7 +9,8 @@ use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use bb_proto::{Header, Kind, ServiceClass};
+use bb_proto::meta::Hello;
+use bb_proto::{Header, Kind, ServiceClass, meta};
 use bb_runtime::uring::{Uring, UringOptions, executor};
 use bb_runtime::{BufPool, Rt};
 use bb_transport::{
@@ -228,5 +229,43 @@ fn requests_of_one_turn_leave_together() {
         let batches = client.stats().batches;
         assert!(batches <= 1 + 4, "{batches} calls of sendmsg for 101 requests");
         assert_eq!(echo.seen.borrow().len(), 101);
+    });
+}
+
+#[test]
+fn a_payload_that_is_announced_and_does_not_come_gives_its_buffer_back() {
+    run(|rt, uring| async move {
+        let mut config = server_config();
+        config.stall_limit = Duration::from_millis(200);
+        let pool = config.pool.clone();
+        let (server, _) = serve(&rt, &uring, config).await;
+        let mut stream = TcpStream::connect(&*server.address().0).unwrap();
+        let hello = meta::encode(&Hello {
+            version_min: 1,
+            version_max: 1,
+            role: 1,
+            cluster: vec![1; 16],
+            host: "loris".into(),
+            auth_method: "none".into(),
+            auth: Vec::new(),
+            credit_bytes: 0,
+            incarnation: 0,
+        });
+        let mut header = Header::request(Kind::Hello, ServiceClass::Client);
+        header.body_len = u32::try_from(hello.len()).unwrap();
+        let mut bytes = header.encode(&hello, &crc32c::crc32c_append).to_vec();
+        bytes.extend(hello);
+        let mut put = Header::request(Kind::PutBlock, ServiceClass::Client);
+        put.payload_len = 1 << 20;
+        bytes.extend(put.encode(b"", &crc32c::crc32c_append));
+        bytes.extend([0; 1000]);
+        stream.write_all(&bytes).unwrap();
+        while pool.stats().used_bytes == 0 {
+            rt.sleep(Duration::from_millis(1)).await;
+        }
+        while pool.stats().used_bytes > 0 {
+            rt.sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!((server.stats().bad_peers, server.stats().requests), (1, 0));
     });
 }

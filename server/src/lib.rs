@@ -5,5 +5,6 @@ pub mod blockstore;
 pub mod config;
 pub mod context;
 pub mod files;
+pub mod namespace;
 pub mod partition;
 pub mod planted;

@@ -32,6 +32,16 @@ pub enum Planted {
     FreeBeforeCommit,
     /// Rule 9: what a prestage brings replaces newer bytes.
     PrestageOverwrites,
+    /// Rule 8: a namespace operation that comes again is done again.
+    RetryTwice,
+    /// Rule 8: fragments are dropped before the backing file system has removed the last name.
+    DropBeforeBfsAgreed,
+    /// Rule 7: a size that was reached before a truncate is taken over after it.
+    OldSizeRaise,
+    /// A file that changed on the backing file system behind our back is served as it was.
+    IgnoreGuard,
+    /// Rule 11: "no such file" of a file system that is not mounted is believed.
+    TrustUnmounted,
 }
 
 #[cfg(feature = "planted")]

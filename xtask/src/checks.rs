@@ -3,6 +3,7 @@
 pub mod house;
 pub mod licences;
 pub mod links;
+pub mod promises;
 mod spdx;
 
 use crate::Outcome;

@@ -2,7 +2,7 @@
 
 use crate::Outcome;
 use crate::cargo::{cargo, has, run as start};
-use crate::checks::{house, licences, links};
+use crate::checks::{house, licences, links, promises};
 use crate::step::{self, Step};
 
 /// All steps, cheap ones first. To add one: a line here and a function that returns a sentence
@@ -11,6 +11,7 @@ const STEPS: &[Step] = &[
     Step { name: "fmt", about: "the code is formatted", run: fmt },
     Step { name: "house", about: "house rules (CONTRIBUTING.md)", run: house::check },
     Step { name: "links", about: "relative links in *.md lead somewhere", run: links::check },
+    Step { name: "promises", about: "tests named in the failure model", run: promises::check },
     Step { name: "licences", about: "deny.toml holds for every dependency", run: licences::check },
     Step { name: "clippy", about: "no warnings in any target", run: clippy },
     Step { name: "build", about: "all targets build", run: build },

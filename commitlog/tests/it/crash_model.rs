@@ -248,3 +248,47 @@ fn long_lives_wrap_the_ring_many_times_and_tear_writes() {
     assert!(model.borrow().laps >= 10, "{} laps", model.borrow().laps);
     assert!(counts.get(FaultKind::TornWrite) > 0, "{counts:?}");
 }
+
+/// One life, then damage anywhere in the ring. The next start sees it, or what it delivers is what
+/// was appended up to some point.
+async fn damaged_life(world: World, model: Shared) -> bool {
+    world.format().await;
+    let (log, _, process) = world.open().await.unwrap();
+    for _ in 0..4 {
+        process.spawn(client(process.clone(), log.clone(), model.clone()));
+    }
+    process.spawn(keep_room(process.clone(), log.clone(), model.clone()));
+    world.rt.sleep(Duration::from_micros(world.rt.random_below(60_000))).await;
+    world.crash(log, &process);
+    for _ in 0..=world.rt.random_below(3) {
+        let offset =
+            || crate::common::RING_AT + world.rt.random_below(crate::common::RING / 4096) * 4096;
+        let (at, from) = (offset(), offset());
+        match world.rt.random_below(4) {
+            0 => world.disk.rot(at),
+            1 => world.disk.poke(at, &[0; 4096]),
+            2 => world.disk.poke(at, &world.disk.peek(from, 4096)),
+            _ => world.disk.break_block(at),
+        }
+    }
+    match world.open().await {
+        Ok((log, received, _)) => {
+            let end = Lsn(log.durable_through().0 - 4096);
+            assert_eq!(states(&received), model.borrow().as_of(end));
+            // What was acknowledged is there, but for groups that none after them vouches for.
+            let lost = model.borrow().acknowledged.filter(|lsn| *lsn >= end);
+            assert!(lost.is_none_or(|lsn| lsn.0 - end.0 < 8 * 16_384), "{lost:?} from {end:?}");
+            false
+        }
+        Err(LogError::Damaged { .. } | LogError::Unreadable { .. }) => true,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn damage_anywhere_is_found_or_the_log_is_still_true() {
+    let seen = (0..60)
+        .filter(|seed| simulate(*seed, |world| damaged_life(world, Shared::default())))
+        .count();
+    assert!((8..60).contains(&seen), "{seen} of 60 were seen as damage");
+}

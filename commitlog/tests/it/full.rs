@@ -149,3 +149,37 @@ fn a_checkpoint_lets_other_records_through_between_its_chunks() {
         assert!(between > 10, "{between} records went between the chunks");
     });
 }
+
+#[test]
+fn asking_without_waiting_moves_the_tail_too() {
+    simulate(36, |world| async move {
+        world.format().await;
+        let (log, _, _process) = world.open().await.unwrap();
+        for _ in 0..3 {
+            commit(&log, 1, &[1; 100]).await;
+        }
+        let mut held = Vec::new();
+        while let Some(room) = log.try_admit(Class::Client, 100).unwrap() {
+            held.push(room);
+        }
+        // A few blocks: not worth a superblock while nobody lacks room.
+        log.checkpoint(StreamId(1), Vec::new()).unwrap().durable.await.unwrap();
+        held.truncate(held.len() - 1);
+        let used = log.usage().used_bytes;
+        while log.try_admit(Class::Client, 4000).unwrap().is_none() {
+            world.rt.sleep(Duration::from_millis(1)).await;
+        }
+        assert!(log.usage().used_bytes < used);
+    });
+}
+
+#[test]
+fn whoever_waits_for_a_log_that_is_dropped_learns_it() {
+    simulate(37, |world| async move {
+        world.format().await;
+        let (log, _, _process) = world.open().await.unwrap();
+        let appended = append(&log, 1, b"never leaves").await.unwrap();
+        drop(log);
+        assert_eq!(appended.durable.await, Err(LogError::Closed));
+    });
+}

@@ -178,33 +178,23 @@ impl Net {
     }
 
     /// True if a frame sent now gets to its receiver. One to a process that is gone gets no
-    /// further; where the process has another life, that one says so.
-    fn reaches(&self, pipe: &Rc<Pipe>) -> bool {
-        if self.is_blocked(pipe.from, pipe.to) {
+    /// further; where the process has another life, or has closed the connection, the sender is
+    /// told.
+    fn reaches(&self, out: &Pipe, back: &Pipe) -> bool {
+        if self.is_blocked(out.from, out.to) {
             return false;
         }
-        if self.is_alive(pipe.to) {
+        let alive = self.is_alive(out.to);
+        if alive && back.closed_at.get().is_none() {
             return true;
         }
-        let address = self.address(pipe.to);
-        let reborn = self.hosts.borrow().values().any(|h| h.alive && h.address == address);
-        if reborn && let Some(back) = self.reverse(pipe) {
-            let at = self.rt.now() + self.latency() + self.latency();
-            back.end_by(at);
+        let address = self.address(out.to);
+        let answers =
+            alive || self.hosts.borrow().values().any(|h| h.alive && h.address == address);
+        if answers && !self.is_blocked(out.to, out.from) {
+            back.end_by(self.rt.now() + self.latency() + self.latency());
         }
         false
-    }
-
-    fn reverse(&self, pipe: &Rc<Pipe>) -> Option<Rc<Pipe>> {
-        self.live_pipes().into_iter().find_map(|(one, other)| {
-            if Rc::ptr_eq(&one, pipe) {
-                Some(other)
-            } else if Rc::ptr_eq(&other, pipe) {
-                Some(one)
-            } else {
-                None
-            }
-        })
     }
 
     fn live_pipes(&self) -> Vec<(Rc<Pipe>, Rc<Pipe>)> {
@@ -231,8 +221,11 @@ impl Net {
         out.closed_at.set(Some(now));
         back.end_by(now);
         back.drop_frames();
-        // What was sent before arrives first. Behind a partition nobody hears of it.
-        if !self.is_blocked(out.from, out.to) {
+        if self.is_blocked(out.from, out.to) {
+            // Nobody hears of it, until they ask.
+            out.end_by(now + self.config.borrow().keepalive);
+        } else {
+            // What was sent before arrives first.
             out.end_by((now + self.latency()).max(out.last_arrival()));
         }
     }
@@ -353,6 +346,7 @@ impl Net {
                 net: self.clone(),
                 pipe: back.clone(),
                 decoder: Decoder::default(),
+                payload: Rc::default(),
             }),
             send: Rc::new(SimSend { net: self.clone(), out: out.clone(), back: back.clone() }),
             remote: self.address(out.to).0,

@@ -18,7 +18,7 @@ use crate::link::{Frame, Limits, LinkError, LinkRecv, LinkSend, LocalFuture};
 #[derive(Clone)]
 pub(super) struct WireFrame {
     head: Vec<u8>,
-    payload: Rc<[u8]>,
+    payload: Rc<Vec<u8>>,
 }
 
 impl WireFrame {
@@ -157,8 +157,11 @@ impl SimSend {
             }
         }
         let (head, parts) = frame.into_wire();
-        let payload = parts.iter().flat_map(|part| part.iter().copied()).collect();
-        self.transmit(WireFrame { head, payload })
+        let mut payload = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
+        for part in parts {
+            payload.extend_from_slice(&part);
+        }
+        self.transmit(WireFrame { head, payload: Rc::new(payload) })
     }
 
     /// Decides the fate of one frame.
@@ -166,7 +169,7 @@ impl SimSend {
         let net = &self.net;
         let config = net.config.borrow().clone();
         net.count(|c| c.sent += 1);
-        if !net.reaches(&self.out) {
+        if !net.reaches(&self.out, &self.back) {
             net.count(|c| c.swallowed += 1);
             return Ok(());
         }
@@ -184,9 +187,8 @@ impl SimSend {
         }
         if !frame.payload.is_empty() && net.chance(config.corrupt_payload_ppm) {
             net.count(|c| c.payloads_corrupted += 1);
-            let mut bytes = frame.payload.to_vec();
-            net.flip_bit(&mut bytes);
-            frame.payload = bytes.into();
+            let bytes: &mut Vec<u8> = Rc::make_mut(&mut frame.payload);
+            net.flip_bit(bytes);
         }
         if net.chance(config.duplicate_ppm) {
             net.count(|c| c.duplicated += 1);
@@ -226,6 +228,8 @@ pub(super) struct SimRecv {
     pub(super) net: Rc<Net>,
     pub(super) pipe: Rc<Pipe>,
     pub(super) decoder: Decoder,
+    /// Payload of the last head.
+    pub(super) payload: Rc<Vec<u8>>,
 }
 
 impl SimRecv {
@@ -255,7 +259,6 @@ impl SimRecv {
     }
 
     async fn next_head(&mut self, limits: Limits) -> Result<(Header, Vec<u8>), LinkError> {
-        self.skip();
         let frame = self.next().await?;
         let (slow_ppm, slow_max) = {
             let config = self.net.config.borrow();
@@ -278,12 +281,10 @@ impl SimRecv {
         {
             return Err(LinkError::Frame(bb_proto::FrameError::Checksum));
         }
-        self.decoder.feed(&frame.payload);
+        // It came whole, so it need not go through the decoder.
+        self.decoder.payload_came(frame.payload.len());
+        self.payload = frame.payload;
         Ok((header, body))
-    }
-
-    fn skip(&mut self) {
-        self.decoder.drop_payload();
     }
 }
 
@@ -294,15 +295,16 @@ impl LinkRecv for SimRecv {
 
     fn payload(&mut self, mut buf: BufMut) -> LocalFuture<'_, Result<BufMut, LinkError>> {
         Box::pin(async move {
-            let taken = self.decoder.take_payload(&mut buf);
-            assert_eq!(taken, buf.len(), "the buffer is as long as the payload");
+            assert_eq!(self.payload.len(), buf.len(), "the buffer is as long as the payload");
+            buf.copy_from_slice(&self.payload);
+            self.payload = Rc::default();
             Ok(buf)
         })
     }
 
     fn skip_payload(&mut self) -> LocalFuture<'_, Result<(), LinkError>> {
         Box::pin(async move {
-            self.skip();
+            self.payload = Rc::default();
             Ok(())
         })
     }

@@ -64,19 +64,20 @@ impl Ask {
     }
 }
 
+/// Writes a pattern that belongs to `id`.
 pub fn fill(bytes: &mut [u8], id: u64) {
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = pattern(id, at);
+    for (at, word) in bytes.chunks_mut(8).enumerate() {
+        word.copy_from_slice(&pattern(id, at)[..word.len()]);
     }
 }
 
+/// True if `bytes` are the pattern of `id`.
 pub fn holds(bytes: &[u8], id: u64) -> bool {
-    bytes.iter().enumerate().all(|(at, byte)| *byte == pattern(id, at))
+    bytes.chunks(8).enumerate().all(|(at, word)| *word == pattern(id, at)[..word.len()])
 }
 
-fn pattern(id: u64, at: usize) -> u8 {
-    let mixed = (id ^ at as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    (mixed >> 56) as u8
+fn pattern(id: u64, at: usize) -> [u8; 8] {
+    (id ^ at as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()
 }
 
 /// Echoes; checks every request that reaches it.

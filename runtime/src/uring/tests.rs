@@ -395,3 +395,57 @@ fn the_end_of_a_ring_gives_all_buffers_back() {
     }
     assert_eq!(pool.stats().used_bytes, 0);
 }
+
+#[test]
+fn operations_dropped_at_any_moment_leave_nothing_behind() {
+    for owner in [RingOwner::Thread, RingOwner::Process] {
+        let options = UringOptions { submission_entries: 16, owner, ..UringOptions::for_reactor() };
+        let (executor, uring) = executor(&options).expect("ring");
+        let rt = executor.rt();
+        let pool = pool();
+        uring.register_pool(&pool);
+        let (near, far) = connected();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let sockets = [near.into(), far.into(), listener.into()].map(|fd| uring.adopt(fd));
+        let file = uring.register_fd(scratch_file());
+        executor.block_on(async {
+            let mut tasks = Vec::new();
+            for i in 0..2000 {
+                let buf = pool.alloc(4096).await;
+                let (uring, file) = (uring.clone(), file.clone());
+                let socket = sockets[usize::from(rt.random_below(2) == 0)].clone();
+                let listener = sockets[2].clone();
+                tasks.push(match rt.random_below(6) {
+                    0 => rt.spawn(async move { drop(uring.recv(&socket, buf, 0..4096).await) }),
+                    1 => rt.spawn(async move {
+                        let parts = vec![Part::Bytes(vec![1; 100]), Part::Buf(buf.freeze())];
+                        drop(uring.send(&socket, parts).await);
+                    }),
+                    2 => rt.spawn(async move { drop(uring.accept(&listener).await) }),
+                    3 => rt.spawn(async move { drop(uring.poll_fd(&socket, libc::POLLPRI).await) }),
+                    4 => rt.spawn(async move { drop(uring.read_at(&file, i, buf, 0..4096).await) }),
+                    _ => rt.spawn(async move {
+                        drop(uring.write_at(&file, i * 4096, buf.freeze(), false).await);
+                    }),
+                });
+                if rt.random_below(4) == 0 {
+                    rt.yield_now().await;
+                }
+                if tasks.len() > 100 {
+                    let at = rt.random_below(tasks.len() as u64);
+                    tasks.swap_remove(usize::try_from(at).unwrap()).abort();
+                }
+            }
+            for task in tasks {
+                task.abort();
+            }
+            let ended = rt.timeout(Duration::from_secs(20), async {
+                while uring.operations_running() > 0 {
+                    rt.sleep(Duration::from_millis(1)).await;
+                }
+            });
+            ended.await.expect("each cancelled operation ends");
+        });
+        assert_eq!(pool.stats().used_bytes, 0);
+    }
+}

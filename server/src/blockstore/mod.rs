@@ -280,6 +280,3 @@ const fn log_class(class: ServiceClass) -> Class {
         ServiceClass::Background => Class::Rebuild,
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,0 +1,132 @@
+//! Bytes of parity groups kept for reading. Groups never change, so nothing here is ever out of
+//! date; what a file's bytes are is for its fragment map to say.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use bb_pgio::Piece;
+use bb_proto::PgId;
+use bb_runtime::sync::Notify;
+
+/// Size of the pieces that are kept, in bytes.
+pub(crate) const SEGMENT_BYTES: usize = 256 << 10;
+
+/// A piece of a group.
+pub(crate) type Key = (PgId, u32);
+
+/// What is known of a piece.
+pub(crate) enum Cached {
+    /// Here.
+    Here(Rc<Vec<Piece>>),
+    /// Being fetched.
+    Coming(Notify),
+    /// Not here: the caller fetches it, and says so by the guard.
+    Fetch(Fetching),
+}
+
+enum Entry {
+    Here { pieces: Rc<Vec<Piece>>, bytes: u64, stamp: u64 },
+    Coming(Notify),
+}
+
+/// Pieces, least recently used first out.
+pub(crate) struct PgCache {
+    limit_bytes: u64,
+    used_bytes: Cell<u64>,
+    stamp: Cell<u64>,
+    entries: RefCell<BTreeMap<Key, Entry>>,
+    order: RefCell<BTreeMap<u64, Key>>,
+}
+
+/// Somebody fetches a piece. Dropped without [`Fetching::done`], others fetch it themselves.
+pub(crate) struct Fetching {
+    cache: Rc<PgCache>,
+    key: Key,
+}
+
+impl PgCache {
+    pub fn new(limit_bytes: u64) -> Rc<Self> {
+        Rc::new(Self {
+            limit_bytes,
+            used_bytes: Cell::new(0),
+            stamp: Cell::new(0),
+            entries: RefCell::default(),
+            order: RefCell::default(),
+        })
+    }
+
+    fn tick(&self) -> u64 {
+        self.stamp.set(self.stamp.get() + 1);
+        self.stamp.get()
+    }
+
+    /// The piece, if it is here.
+    pub fn peek(&self, key: Key) -> Option<Rc<Vec<Piece>>> {
+        let next = self.tick();
+        match self.entries.borrow_mut().get_mut(&key) {
+            Some(Entry::Here { pieces, stamp, .. }) => {
+                let mut order = self.order.borrow_mut();
+                order.remove(stamp);
+                order.insert(next, key);
+                *stamp = next;
+                Some(pieces.clone())
+            }
+            _ => None,
+        }
+    }
+
+    /// The piece, or who fetches it.
+    pub fn get(self: &Rc<Self>, key: Key) -> Cached {
+        if let Some(pieces) = self.peek(key) {
+            return Cached::Here(pieces);
+        }
+        let mut entries = self.entries.borrow_mut();
+        if let Some(Entry::Coming(notify)) = entries.get(&key) {
+            return Cached::Coming(notify.clone());
+        }
+        entries.insert(key, Entry::Coming(Notify::new()));
+        Cached::Fetch(Fetching { cache: self.clone(), key })
+    }
+
+    /// Gives up the least recently used piece. False if there is none.
+    pub fn evict(&self) -> bool {
+        let Some((_, key)) = self.order.borrow_mut().pop_first() else { return false };
+        if let Some(Entry::Here { bytes, .. }) = self.entries.borrow_mut().remove(&key) {
+            self.used_bytes.set(self.used_bytes.get() - bytes);
+        }
+        true
+    }
+}
+
+impl Fetching {
+    /// It is here.
+    pub fn done(self, pieces: &Rc<Vec<Piece>>) {
+        let cache = self.cache.clone();
+        let bytes: u64 = pieces.iter().map(|p| p.bytes.len() as u64).sum();
+        while cache.used_bytes.get() + bytes > cache.limit_bytes && cache.evict() {}
+        if bytes > cache.limit_bytes {
+            return;
+        }
+        let stamp = cache.tick();
+        let entry = Entry::Here { pieces: pieces.clone(), bytes, stamp };
+        let before = cache.entries.borrow_mut().insert(self.key, entry);
+        cache.order.borrow_mut().insert(stamp, self.key);
+        cache.used_bytes.set(cache.used_bytes.get() + bytes);
+        if let Some(Entry::Coming(notify)) = before {
+            notify.notify_all();
+        }
+    }
+}
+
+impl Drop for Fetching {
+    fn drop(&mut self) {
+        let mut entries = self.cache.entries.borrow_mut();
+        if matches!(entries.get(&self.key), Some(Entry::Coming(_)))
+            && let Some(Entry::Coming(notify)) = entries.remove(&self.key)
+        {
+            drop(entries);
+            notify.notify_all();
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! The client: what all its files share.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use bb_erasure::Geometry;
+use bb_pgio::{Limits, PgIo};
+use bb_proto::meta::Credentials;
+use bb_proto::{Code, Fid, SessionId};
+use bb_runtime::{BufPool, Rt, sync::Semaphore};
+use bb_transport::{Address, Caller};
+
+use crate::cache::PgCache;
+use crate::error::{Error, Result};
+use crate::link::Link;
+use crate::node::Node;
+use crate::options::ClientOptions;
+use crate::session::Session;
+
+/// A client of a cluster. Cheap to clone; clones share session, files and memory.
+///
+/// Memory: written bytes that are not acknowledged stay within `write_back_bytes` (parity, at most
+/// K/N of what is being sealed, comes on top, from the pool), bytes kept for reading within
+/// `read_cache_bytes`, fragment maps within 64 pages of 4 MiB a file.
+#[derive(Clone)]
+pub struct Client {
+    pub(crate) inner: Rc<Inner>,
+    pub(crate) credentials: Rc<Credentials>,
+}
+
+pub(crate) struct Inner {
+    pub link: Link,
+    pub session: Rc<Session>,
+    pub io: PgIo,
+    pub options: Rc<ClientOptions>,
+    pub nodes: RefCell<BTreeMap<Fid, Rc<Node>>>,
+    /// Bytes that may still be written before the cluster acknowledges some.
+    pub budget: Semaphore,
+    pub cache: Rc<PgCache>,
+    pub reconstructed: Cell<u64>,
+    #[cfg(feature = "planted")]
+    pub planted: Cell<Option<crate::Planted>>,
+}
+
+impl Client {
+    /// Connects to the cluster whose servers (at least one of them) are at `addresses`, and opens a
+    /// session. Repeats until one answers or the command timeout passes.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn connect(
+        rt: Rt,
+        pool: BufPool,
+        caller: Rc<dyn Caller>,
+        addresses: Vec<Address>,
+        options: ClientOptions,
+    ) -> Result<Self> {
+        let mut options = options;
+        let share = pool.stats().total_bytes / 4;
+        options.write_back_bytes = options.write_back_bytes.clamp(2 << 20, share.max(2 << 20));
+        options.read_cache_bytes = options.read_cache_bytes.min(share);
+        let options = Rc::new(options);
+        let timeouts = (options.request_timeout, options.command_timeout);
+        let link =
+            Link::connect(rt.clone(), pool.clone(), caller.clone(), addresses, timeouts).await?;
+        let session = Session::open(link.clone(), options.clone()).await?;
+        let limits = Limits { give_up: options.command_timeout, ..Limits::default() };
+        let io = PgIo::new(rt, pool, caller, Rc::new(link.clone()), limits);
+        let inner = Inner {
+            link,
+            session,
+            io,
+            nodes: RefCell::default(),
+            budget: Semaphore::new(options.write_back_bytes),
+            cache: PgCache::new(options.read_cache_bytes),
+            reconstructed: Cell::new(0),
+            #[cfg(feature = "planted")]
+            planted: Cell::new(None),
+            options: options.clone(),
+        };
+        let credentials = Rc::new(options.credentials.clone());
+        Ok(Self { inner: Rc::new(inner), credentials })
+    }
+
+    /// The same client, acting as somebody else on the backing file system.
+    #[must_use]
+    pub fn acting_as(&self, credentials: Credentials) -> Self {
+        Self { inner: self.inner.clone(), credentials: Rc::new(credentials) }
+    }
+
+    /// Plants a deliberate error.
+    #[cfg(feature = "planted")]
+    pub fn plant(&self, planted: crate::Planted) {
+        self.inner.planted.set(Some(planted));
+        if planted == crate::Planted::TrustCrc {
+            self.inner.io.plant_trust_crcs();
+        }
+    }
+
+    /// Blocks that were read by reconstruction so far.
+    pub fn reconstructed_blocks(&self) -> u64 {
+        self.inner.reconstructed.get()
+    }
+
+    /// The cluster map.
+    pub fn map(&self) -> Rc<bb_cluster::ClusterMap> {
+        self.inner.link.map()
+    }
+
+    /// Writes back everything and ends the session.
+    ///
+    /// # Errors
+    /// The first error of an asynchronous write.
+    pub async fn disconnect(self) -> Result<()> {
+        let result = self.inner.flush_all().await;
+        self.inner.session.close().await;
+        result
+    }
+}
+
+impl Inner {
+    pub fn rt(&self) -> &Rt {
+        self.link.rt()
+    }
+
+    #[cfg(feature = "planted")]
+    pub fn planted(&self, error: crate::Planted) -> bool {
+        self.planted.get() == Some(error)
+    }
+
+    /// Geometry of new groups: what the user or the cluster wants, as far as active nodes permit.
+    pub fn geometry(&self) -> Option<Geometry> {
+        let map = self.link.map();
+        let small = |n: u32| u8::try_from(n).unwrap_or(0);
+        let wanted = self
+            .options
+            .geometry
+            .or_else(|| Geometry::new(small(map.data), small(map.parity)).ok())?;
+        bb_pgio::usable_geometry(&map, wanted)
+    }
+
+    /// A server does not know the session: opens another, and the files in it.
+    pub async fn recover(self: &Rc<Self>, lost: SessionId) -> Result<()> {
+        if !self.session.replace(lost).await? {
+            return Ok(());
+        }
+        let nodes: Vec<Rc<Node>> = self.nodes.borrow().values().cloned().collect();
+        for node in nodes {
+            self.reopen(&node).await;
+        }
+        Ok(())
+    }
+
+    /// True if `error` says that the session is lost and another is open now.
+    pub async fn recovered(self: &Rc<Self>, error: &Error, used: SessionId) -> bool {
+        error.is(Code::NoSession) && Box::pin(self.recover(used)).await.is_ok()
+    }
+
+    /// Writes back every file.
+    pub async fn flush_all(self: &Rc<Self>) -> Result<()> {
+        let nodes: Vec<Rc<Node>> = self.nodes.borrow().values().cloned().collect();
+        let mut result = Ok(());
+        for node in &nodes {
+            self.seal(node);
+        }
+        for node in nodes {
+            result = result.and(self.flush(&node).await);
+        }
+        result
+    }
+}

@@ -1,0 +1,298 @@
+//! The way to the cluster: the map, the tick, and requests that are repeated until answered.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bb_cluster::ClusterMap;
+use bb_proto::meta::{self, GetMap, GetMapReply};
+use bb_proto::{Code, Kind, NodeId, PartitionId, ServiceClass, Tick};
+use bb_runtime::{Buf, BufPool, Rt, sync::Notify};
+use bb_transport::{Address, Answer, CallError, Caller, Outgoing, Vitals};
+
+use crate::error::{Error, Result};
+
+/// Longest wait for the map from one server.
+const MAP_TIMEOUT: Duration = Duration::from_secs(2);
+const BACK_OFF_MIN: Duration = Duration::from_millis(5);
+const BACK_OFF_MAX: Duration = Duration::from_secs(1);
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Link(Rc<Inner>);
+
+struct Inner {
+    rt: Rt,
+    pool: BufPool,
+    caller: Rc<dyn Caller>,
+    seeds: Vec<Address>,
+    map: RefCell<Rc<ClusterMap>>,
+    tick: Cell<Tick>,
+    refreshing: Cell<bool>,
+    refreshed: Notify,
+    request_timeout: Duration,
+    command_timeout: Duration,
+}
+
+/// What to ask of a partition.
+pub(crate) struct Ask {
+    pub kind: Kind,
+    pub body: Vec<u8>,
+    pub payload: Vec<Buf>,
+    /// Room for the answer's payload.
+    pub sink_bytes: usize,
+    /// How long the server itself may take to answer, beyond what a request usually takes.
+    pub server_wait: Duration,
+}
+
+impl Ask {
+    pub fn new(kind: Kind, body: Vec<u8>) -> Self {
+        let server_wait = Duration::ZERO;
+        Self { kind, body, payload: Vec::new(), sink_bytes: 0, server_wait }
+    }
+}
+
+impl Link {
+    /// Asks the servers at `seeds` for the map, until one answers.
+    pub async fn connect(
+        rt: Rt,
+        pool: BufPool,
+        caller: Rc<dyn Caller>,
+        seeds: Vec<Address>,
+        timeouts: (Duration, Duration),
+    ) -> Result<Self> {
+        let link = Self(Rc::new(Inner {
+            rt,
+            pool,
+            caller,
+            seeds,
+            map: RefCell::new(Rc::new(ClusterMap::default())),
+            tick: Cell::new(Tick(0)),
+            refreshing: Cell::new(false),
+            refreshed: Notify::new(),
+            request_timeout: timeouts.0,
+            command_timeout: timeouts.1,
+        }));
+        let give_up = link.give_up();
+        for attempt in 0.. {
+            match link.fetch_map().await {
+                Ok(()) => break,
+                Err(error @ Error::Rejected(_)) => return Err(error),
+                Err(error) if link.0.rt.now() >= give_up => return Err(error),
+                Err(_) => link.back_off(attempt).await,
+            }
+        }
+        Ok(link)
+    }
+
+    pub fn rt(&self) -> &Rt {
+        &self.0.rt
+    }
+
+    pub fn pool(&self) -> &BufPool {
+        &self.0.pool
+    }
+
+    pub fn tick(&self) -> Tick {
+        self.0.tick.get()
+    }
+
+    /// Takes over a newer tick.
+    pub fn saw_tick(&self, tick: Tick) {
+        self.0.tick.set(self.0.tick.get().max(tick));
+    }
+
+    pub fn map(&self) -> Rc<ClusterMap> {
+        self.0.map.borrow().clone()
+    }
+
+    /// When a call that begins now gives up.
+    pub fn give_up(&self) -> bb_runtime::Instant {
+        self.0.rt.now() + self.0.command_timeout
+    }
+
+    pub fn timed_out(&self) -> Error {
+        Error::TimedOut { seconds: self.0.command_timeout.as_secs() }
+    }
+
+    /// Waits before attempt number `attempt`, half of it by lot so that clients that lost the same
+    /// server do not come back in step.
+    pub async fn back_off(&self, attempt: u32) {
+        let wait = (BACK_OFF_MIN * 2_u32.saturating_pow(attempt.min(12))).min(BACK_OFF_MAX);
+        let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
+        let lot = self.0.rt.random_below(nanos / 2 + 1);
+        self.0.rt.sleep(Duration::from_nanos(nanos / 2 + lot)).await;
+    }
+
+    /// Asks a partition until it answers or refuses for good, or the command timeout passes.
+    ///
+    /// Every request of a client may be repeated: commits by their id, operations on the namespace
+    /// by session and number, the others because they change nothing or say where they lead.
+    pub async fn ask(&self, partition: PartitionId, ask: &Ask) -> Result<Answer> {
+        let give_up = self.give_up();
+        for attempt in 0.. {
+            match self.ask_once(partition, ask).await {
+                Ok(answer) => return Ok(answer),
+                Err(CallError::Refused(failure, _)) => match failure.kind() {
+                    Code::Busy => {}
+                    Code::Fenced => self.refresh_map().await,
+                    _ => return Err(failure.into()),
+                },
+                Err(CallError::Rejected(text)) => return Err(Error::Rejected(text)),
+                Err(CallError::TimedOut | CallError::Disconnected { .. }) => {
+                    self.refresh_map().await;
+                }
+            }
+            if self.0.rt.now() >= give_up {
+                break;
+            }
+            self.back_off(attempt).await;
+        }
+        Err(self.timed_out())
+    }
+
+    /// Asks once.
+    pub async fn ask_once(
+        &self,
+        partition: PartitionId,
+        ask: &Ask,
+    ) -> std::result::Result<Answer, CallError> {
+        let place = {
+            let map = self.map();
+            map.partition(partition).and_then(|entry| {
+                let node = map.node(NodeId(entry.primary))?;
+                Some((Address::from(node.address.as_str()), entry.config))
+            })
+        };
+        let Some((address, fence)) = place else {
+            return Err(CallError::Disconnected { maybe_sent: false });
+        };
+        let deadline = self.0.request_timeout + ask.server_wait;
+        let mut request = Outgoing::new(ask.kind, ServiceClass::Client, deadline, ask.body.clone())
+            .to(partition.0, fence)
+            .with_payload(ask.payload.clone());
+        if ask.sink_bytes > 0 {
+            request.sink = Some(self.0.pool.alloc(ask.sink_bytes).await);
+        }
+        let result = self.0.caller.call(&address, request).await;
+        match &result {
+            Ok(answer) => self.saw_tick(answer.vitals.tick),
+            Err(CallError::Refused(_, vitals)) => self.saw_tick(vitals.tick),
+            Err(_) => {}
+        }
+        result
+    }
+
+    /// Asks any server: for what is addressed to none in particular.
+    pub async fn ask_any(&self, kind: Kind, body: &[u8]) -> Result<Answer> {
+        let give_up = self.give_up();
+        for attempt in 0.. {
+            let mut last = None;
+            for address in self.servers() {
+                let request = Outgoing::new(
+                    kind,
+                    ServiceClass::Client,
+                    self.0.request_timeout,
+                    body.to_vec(),
+                );
+                match self.0.caller.call(&address, request).await {
+                    Ok(answer) => {
+                        self.saw_tick(answer.vitals.tick);
+                        return Ok(answer);
+                    }
+                    Err(CallError::Refused(failure, _)) => match failure.kind() {
+                        Code::Busy | Code::Fenced => {}
+                        _ => last = Some(Error::from(failure)),
+                    },
+                    Err(CallError::Rejected(text)) => last = Some(Error::Rejected(text)),
+                    Err(CallError::TimedOut | CallError::Disconnected { .. }) => {}
+                }
+            }
+            if let Some(error) = last {
+                return Err(error);
+            }
+            if self.0.rt.now() >= give_up {
+                break;
+            }
+            self.back_off(attempt).await;
+        }
+        Err(self.timed_out())
+    }
+
+    fn servers(&self) -> Vec<Address> {
+        let map = self.map();
+        let active = map.nodes.iter().filter(|n| n.state == bb_cluster::NodeState::Active as i32);
+        let mut all: Vec<Address> = active.map(|n| Address::from(n.address.as_str())).collect();
+        let more: Vec<Address> =
+            self.0.seeds.iter().filter(|seed| !all.contains(seed)).cloned().collect();
+        all.extend(more);
+        all
+    }
+
+    /// Fetches the map, once for all that ask meanwhile.
+    pub async fn refresh_map(&self) {
+        if self.0.refreshing.get() {
+            self.0.refreshed.notified().await;
+            return;
+        }
+        self.0.refreshing.set(true);
+        let done = RefreshGuard(self.clone());
+        // Whoever asked tries again anyway.
+        let _ = self.fetch_map().await;
+        drop(done);
+    }
+
+    async fn fetch_map(&self) -> Result<()> {
+        let mut rejected = None;
+        for address in self.servers() {
+            let body = meta::encode(&GetMap { epoch: self.map().epoch });
+            let request = Outgoing::new(Kind::GetMap, ServiceClass::Control, MAP_TIMEOUT, body);
+            let answer = match self.0.caller.call(&address, request).await {
+                Ok(answer) => answer,
+                Err(CallError::Rejected(text)) => {
+                    rejected = Some(Error::Rejected(text));
+                    continue;
+                }
+                Err(_) => continue,
+            };
+            self.saw_tick(answer.vitals.tick);
+            let reply: GetMapReply = meta::decode(&answer.body)?;
+            if !reply.map.is_empty() {
+                let map = ClusterMap::decode_map(&reply.map)
+                    .map_err(|error| Error::Rejected(error.to_string()))?;
+                if map.epoch >= self.map().epoch {
+                    *self.0.map.borrow_mut() = Rc::new(map);
+                }
+            }
+            return Ok(());
+        }
+        Err(rejected.unwrap_or_else(|| self.timed_out()))
+    }
+}
+
+/// Ends a refresh also where its future is dropped, so that nobody waits for it for ever.
+struct RefreshGuard(Link);
+
+impl Drop for RefreshGuard {
+    fn drop(&mut self) {
+        self.0.0.refreshing.set(false);
+        self.0.0.refreshed.notify_all();
+    }
+}
+
+impl bb_pgio::View for Link {
+    fn map(&self) -> Rc<ClusterMap> {
+        self.map()
+    }
+
+    fn seen(&self, vitals: Vitals) {
+        self.saw_tick(vitals.tick);
+    }
+
+    fn refresh(&self) -> Pin<Box<dyn Future<Output = ()>>> {
+        let link = self.clone();
+        Box::pin(async move { link.refresh_map().await })
+    }
+}

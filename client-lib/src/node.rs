@@ -1,0 +1,325 @@
+//! What a client knows of one file, shared by all its opens: unsealed and sealed bytes, size,
+//! errors.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::rc::Rc;
+
+use bb_proto::meta::{FileHandle, FileState};
+use bb_proto::{Capability, Fid, Fragment, RegionIndex, Rights, TruncateEpoch};
+use bb_runtime::sync::{Notify, Permit};
+use bb_runtime::{Buf, BufMut};
+
+use crate::error::{Error, Result};
+use crate::maps::MapPages;
+use crate::packer::{Packer, Placed, cut};
+use crate::ranges::subtract;
+
+/// A file.
+pub(crate) struct Node {
+    pub fid: Fid,
+    pub region_log2: u32,
+    pub inode: u64,
+    pub path: RefCell<Vec<u8>>,
+    pub opens: RefCell<Vec<Rc<Opened>>>,
+    /// Survives the close of the last writer, for commits without an answer.
+    pub write_capability: Cell<Capability>,
+    pub epoch: Cell<TruncateEpoch>,
+    /// Size as the cluster acknowledged it.
+    pub size_acknowledged: Cell<u64>,
+    /// End of the furthest write that the acknowledged size does not cover yet; else 0.
+    pub reached: Cell<u64>,
+    /// When the acknowledged size was last asked for.
+    pub size_asked: Cell<bb_runtime::Instant>,
+    /// Time of the last write that the cluster was not told yet, 0 for none.
+    pub mtime_ns: Cell<i64>,
+    pub named_durably: Cell<bool>,
+    pub runs: RefCell<BTreeSet<u32>>,
+    pub open_group: RefCell<Option<OpenGroup>>,
+    /// In the order of sealing; those whose commits have no outcome yet.
+    pub groups: RefCell<Vec<Rc<Group>>>,
+    /// A group got its outcome, or failed.
+    pub progress: Notify,
+    /// The first error of an asynchronous write, reported until the last close.
+    pub error: RefCell<Option<Error>>,
+    pub maps: RefCell<MapPages>,
+}
+
+/// One open of a file.
+pub(crate) struct Opened {
+    pub capability: Cell<Capability>,
+    pub open_id: Cell<u64>,
+    pub flags: i32,
+}
+
+/// A parity group that is being filled.
+pub(crate) struct OpenGroup {
+    pub packer: Packer,
+    pub slabs: Vec<BufMut>,
+    pub permit: Permit,
+}
+
+/// A sealed parity group (under one id or, after refusals, one after the other).
+pub(crate) struct Group {
+    /// What of the file it covers, sorted.
+    pub ranges: Vec<Range<u64>>,
+    /// What has not been committed yet.
+    pub left: RefCell<Vec<Fragment>>,
+    /// The bytes; gone when all is committed or given up.
+    pub contents: RefCell<Option<Contents>>,
+    /// No commit of it is without an outcome.
+    pub resolved: Cell<bool>,
+    /// Its bytes were given up; the error is on the node.
+    pub failed: Cell<bool>,
+}
+
+/// Bytes of a sealed group: slabs of equal size, zeros behind the bytes in use.
+pub(crate) struct Contents {
+    pub slabs: Vec<Buf>,
+    pub fragments: Vec<Fragment>,
+    /// Gives the memory back to the client's budget.
+    pub _permit: Permit,
+}
+
+/// Calls `with` for each stretch of one slab in a range of a group.
+pub(crate) fn for_slabs(
+    slab_bytes: usize,
+    pg_offset: usize,
+    len: usize,
+    mut with: impl FnMut(usize, Range<usize>, usize),
+) {
+    let mut done = 0;
+    while done < len {
+        let at = pg_offset + done;
+        let (slab, from) = (at / slab_bytes, at % slab_bytes);
+        let piece = (slab_bytes - from).min(len - done);
+        with(slab, from..from + piece, done);
+        done += piece;
+    }
+}
+
+fn index(offset: u64) -> usize {
+    usize::try_from(offset).unwrap_or(usize::MAX)
+}
+
+impl OpenGroup {
+    /// New bytes that the slabs have room for.
+    pub fn room(&self) -> u32 {
+        let have: usize = self.slabs.iter().map(|slab| slab.len()).sum();
+        u32::try_from(have).unwrap_or(u32::MAX).saturating_sub(self.packer.used())
+    }
+
+    /// Takes a prefix of `data`; how much.
+    pub fn take(&mut self, offset: u64, data: &[u8]) -> usize {
+        let room = self.room();
+        let mut taken = 0;
+        for placed in self.packer.place(offset, data.len() as u64, room) {
+            let slab_bytes = self.slabs[0].len();
+            for_slabs(
+                slab_bytes,
+                placed.pg_offset as usize,
+                placed.len as usize,
+                |slab, at, from| {
+                    let len = at.len();
+                    self.slabs[slab][at].copy_from_slice(&data[taken + from..][..len]);
+                },
+            );
+            taken += placed.len as usize;
+        }
+        taken
+    }
+}
+
+impl Node {
+    pub fn new(handle: &FileHandle, inode: u64, path: &[u8], now: bb_runtime::Instant) -> Rc<Self> {
+        let capability = Capability::from(&handle.capability);
+        Rc::new(Self {
+            fid: capability.fid,
+            region_log2: handle.region_log2,
+            inode,
+            path: RefCell::new(path.to_vec()),
+            opens: RefCell::default(),
+            write_capability: Cell::new(capability),
+            epoch: Cell::new(TruncateEpoch(handle.epoch)),
+            size_acknowledged: Cell::new(handle.size),
+            reached: Cell::new(0),
+            size_asked: Cell::new(now),
+            mtime_ns: Cell::new(0),
+            named_durably: Cell::new(false),
+            runs: RefCell::new(handle.runs.iter().copied().collect()),
+            open_group: RefCell::default(),
+            groups: RefCell::default(),
+            progress: Notify::new(),
+            error: RefCell::default(),
+            maps: RefCell::default(),
+        })
+    }
+
+    /// Adds an open and takes over what the server said with it.
+    pub fn opened(&self, handle: &FileHandle, flags: i32) -> Rc<Opened> {
+        let capability = Capability::from(&handle.capability);
+        let opened = Rc::new(Opened {
+            capability: Cell::new(capability),
+            open_id: Cell::new(handle.open_id),
+            flags,
+        });
+        self.adopt(&capability, handle);
+        self.opens.borrow_mut().push(opened.clone());
+        opened
+    }
+
+    /// Takes over what the server says at an open.
+    pub fn adopt(&self, capability: &Capability, handle: &FileHandle) {
+        if capability.rights.allows(Rights::WRITE) {
+            self.write_capability.set(*capability);
+        }
+        self.epoch.set(self.epoch.get().max(TruncateEpoch(handle.epoch)));
+        self.runs.borrow_mut().extend(handle.runs.iter().copied());
+        self.saw_size(handle.size);
+    }
+
+    /// Size as this client sees it.
+    pub fn size(&self) -> u64 {
+        self.size_acknowledged.get().max(self.reached.get())
+    }
+
+    /// Something was written up to here.
+    pub fn reach(&self, end: u64) {
+        if end > self.size() {
+            self.reached.set(end);
+        }
+    }
+
+    /// The cluster says how large the file is.
+    pub fn saw_size(&self, size: u64) {
+        self.size_acknowledged.set(size);
+        if size >= self.reached.get() {
+            self.reached.set(0);
+        }
+    }
+
+    /// The file record says this. A newer epoch: somebody cut the file meanwhile, and what was
+    /// acknowledged before no longer makes it longer.
+    pub fn saw_state(&self, state: &FileState) {
+        if TruncateEpoch(state.epoch) > self.epoch.get() {
+            self.epoch.set(TruncateEpoch(state.epoch));
+            self.maps.borrow_mut().forget();
+            self.cut_to(state.size);
+        } else {
+            self.saw_size(state.size);
+        }
+    }
+
+    /// The file was cut: only what is written since counts beyond.
+    pub fn cut_to(&self, size: u64) {
+        self.reached.set(self.dirty_end());
+        self.saw_size(size);
+    }
+
+    /// First offset behind what this client wrote and the cluster has not acknowledged.
+    pub fn dirty_end(&self) -> u64 {
+        let sealed = self
+            .groups
+            .borrow()
+            .iter()
+            .filter(|g| !g.failed.get())
+            .filter_map(|g| g.ranges.last().map(|r| r.end))
+            .max()
+            .unwrap_or(0);
+        let open = self
+            .open_group
+            .borrow()
+            .as_ref()
+            .and_then(|open| open.packer.fragments().last().map(Fragment::end))
+            .unwrap_or(0);
+        sealed.max(open)
+    }
+
+    /// True if this client has bytes or a size that the cluster has not acknowledged.
+    pub fn is_dirty(&self) -> bool {
+        self.reached.get() > 0
+            || self.open_group.borrow().is_some()
+            || self.groups.borrow().iter().any(|g| !g.failed.get())
+    }
+
+    pub fn region_of(&self, offset: u64) -> RegionIndex {
+        RegionIndex(u32::try_from(offset >> self.region_log2).unwrap_or(u32::MAX))
+    }
+
+    /// Error of an asynchronous write, if there was one.
+    pub fn check(&self) -> Result<()> {
+        match &*self.error.borrow() {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps the first error.
+    pub fn fail(&self, error: Error) {
+        tracing::warn!(fid = %self.fid, %error, "written data could not be stored");
+        self.error.borrow_mut().get_or_insert(error);
+    }
+
+    /// Copies what of `range` is still here into `out`. What is left to be read, sorted.
+    ///
+    /// Newest first: the open group, then sealed ones from the last to the first.
+    pub fn overlay(&self, range: &Range<u64>, out: &mut [u8]) -> Vec<Range<u64>> {
+        let mut holes: Vec<Range<u64>> = std::iter::once(range.clone()).collect();
+        if let Some(open) = &*self.open_group.borrow() {
+            let slabs: Vec<&[u8]> = open.slabs.iter().map(|s| &s[..]).collect();
+            copy_out(&mut holes, range, out, &slabs, |hole| open.packer.lookup(hole));
+        }
+        for group in self.groups.borrow().iter().rev() {
+            if let Some(contents) = &*group.contents.borrow() {
+                let slabs: Vec<&[u8]> = contents.slabs.iter().map(|s| &s[..]).collect();
+                let find = |hole: &Range<u64>| cut(contents.fragments.iter().copied(), hole);
+                copy_out(&mut holes, range, out, &slabs, find);
+            }
+        }
+        holes
+    }
+}
+
+fn copy_out(
+    holes: &mut Vec<Range<u64>>,
+    range: &Range<u64>,
+    out: &mut [u8],
+    slabs: &[&[u8]],
+    find: impl Fn(&Range<u64>) -> Vec<Placed>,
+) {
+    let found: Vec<Placed> = holes.iter().flat_map(find).collect();
+    for placed in found {
+        let slab_bytes = slabs[0].len();
+        let to = index(placed.offset - range.start);
+        for_slabs(slab_bytes, placed.pg_offset as usize, placed.len as usize, |slab, at, from| {
+            let len = at.len();
+            out[to + from..][..len].copy_from_slice(&slabs[slab][at]);
+        });
+        subtract(holes, &(placed.offset..placed.offset + u64::from(placed.len)));
+    }
+}
+
+/// The sorted ranges that fragments cover, neighbours joined.
+pub(crate) fn ranges_of(fragments: &[Fragment]) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for fragment in fragments {
+        match ranges.last_mut() {
+            Some(last) if last.end == fragment.offset => last.end = fragment.end(),
+            _ => ranges.push(fragment.offset..fragment.end()),
+        }
+    }
+    ranges
+}
+
+/// Fragments by region, in order.
+pub(crate) fn by_region(
+    node: &Node,
+    fragments: &[Fragment],
+) -> BTreeMap<RegionIndex, Vec<Fragment>> {
+    let mut regions: BTreeMap<RegionIndex, Vec<Fragment>> = BTreeMap::new();
+    for fragment in fragments {
+        regions.entry(node.region_of(fragment.offset)).or_default().push(*fragment);
+    }
+    regions
+}

@@ -1,0 +1,501 @@
+//! Reading: what is still here, then the fragment map, then parity groups and the backing file
+//! system, all pieces in parallel.
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use bb_pgio::{Piece, ReadError, ReadOptions, ReadReport};
+use bb_proto::meta::{self, Lookup, LookupReply, PgStatus, PgStatusReply, ReadThrough};
+use bb_proto::{
+    Capability, Code, Fragment, Kind, PAYLOAD_BYTES_MAX, PgDescriptor, Reader, partition_of,
+};
+use futures_util::StreamExt;
+use futures_util::stream::{self, FuturesUnordered};
+
+use crate::cache::{Cached, SEGMENT_BYTES};
+use crate::client::Inner;
+use crate::error::{Error, Result};
+use crate::file::File;
+use crate::link::Ask;
+use crate::maps::{MapPage, PAGE_BYTES};
+use crate::node::Node;
+use crate::ranges::subtract;
+
+/// How often a map that turns out to be out of date is fetched again.
+const STALE_TRIES: u32 = 16;
+/// Groups smaller than this are fetched whole: the next read wants the rest.
+const WHOLE_BYTES_MAX: u64 = 64 << 10;
+/// First window of read-ahead, in bytes; doubles with each sequential read.
+const AHEAD_BYTES_MIN: u64 = 1 << 20;
+/// Segments that read-ahead fetches at a time.
+const AHEAD_PARALLEL: usize = 8;
+
+/// What an open file's last reads say about the next.
+#[derive(Default)]
+pub(crate) struct ReadAhead {
+    /// Where the last read ended, in the file.
+    next: u64,
+    /// Where it ended in its group: a reader that follows the order of writing.
+    group: Option<(bb_proto::PgId, u64)>,
+    window: u64,
+    /// Fetched or under way up to here.
+    done: u64,
+    running: bool,
+}
+
+/// A piece of a read.
+enum Source {
+    Group { descriptor: Rc<PgDescriptor>, pg_offset: usize },
+    Backing,
+    Zeros,
+}
+
+struct Plan {
+    range: Range<u64>,
+    source: Source,
+}
+
+/// What came for a piece.
+enum Got {
+    Pieces(usize, Vec<Piece>),
+    Bytes(bb_runtime::BufMut),
+    Zeros,
+}
+
+fn index(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+impl Inner {
+    /// Fills `out` with the bytes of `range`, which lies within the file.
+    pub async fn read(
+        self: &Rc<Self>,
+        file: &File,
+        range: Range<u64>,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let node = &file.node;
+        let sequential = self.follow(file, &range);
+        // First: what leaves the overlay later is in a map that is fetched later.
+        let mut holes = node.overlay(&range, out);
+        let mut confirm = None;
+        for attempt in 0..STALE_TRIES {
+            let mut plans = Vec::new();
+            for hole in &holes {
+                self.plan(node, &file.opened.capability.get(), hole, &mut plans).await?;
+            }
+            self.follow_group(file, &plans);
+            match self.fetch_all(file, &plans, &range, out, sequential, confirm.as_ref()).await {
+                Ok(()) => return Ok(()),
+                Err(Failed::Stale(descriptor)) => {
+                    node.maps.borrow_mut().forget();
+                    if attempt > 0 {
+                        // The map names it again: home knows whether it is to be believed.
+                        confirm = self.ask_home(&descriptor).await?;
+                        self.link.back_off(attempt).await;
+                    }
+                }
+                Err(Failed::Session(used, error)) => {
+                    if !self.recovered(&error, used).await {
+                        return Err(error);
+                    }
+                }
+                Err(Failed::Error(error)) => return Err(error),
+            }
+            holes = node.overlay(&range, out);
+        }
+        Err(Error::Lost("the fragment map names blocks that nobody holds".into()))
+    }
+
+    /// Where the bytes of a range are.
+    async fn plan(
+        self: &Rc<Self>,
+        node: &Rc<Node>,
+        capability: &Capability,
+        range: &Range<u64>,
+        plans: &mut Vec<Plan>,
+    ) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let page = self.page(node, capability, at).await?;
+            let part = at..range.end.min(page.range.end);
+            let mut gaps: Vec<Range<u64>> = std::iter::once(part.clone()).collect();
+            let first = page.fragments.partition_point(|(f, _)| f.end() <= part.start);
+            for (fragment, descriptor) in &page.fragments[first..] {
+                if fragment.offset >= part.end {
+                    break;
+                }
+                let both = fragment.offset.max(part.start)..fragment.end().min(part.end);
+                subtract(&mut gaps, &both);
+                let pg_offset = fragment.pg_offset as usize + index(both.start - fragment.offset);
+                let descriptor = descriptor.clone();
+                plans.push(Plan { range: both, source: Source::Group { descriptor, pg_offset } });
+            }
+            for gap in gaps {
+                let cut = gap.end.min(page.zeros_from.max(gap.start));
+                let mut from = gap.start;
+                while from < cut {
+                    let to = cut.min(from + u64::from(PAYLOAD_BYTES_MAX));
+                    plans.push(Plan { range: from..to, source: Source::Backing });
+                    from = to;
+                }
+                if cut < gap.end {
+                    plans.push(Plan { range: cut..gap.end, source: Source::Zeros });
+                }
+            }
+            at = part.end;
+        }
+        Ok(())
+    }
+
+    /// The page of the fragment map that holds `at`.
+    async fn page(
+        self: &Rc<Self>,
+        node: &Rc<Node>,
+        capability: &Capability,
+        at: u64,
+    ) -> Result<Rc<MapPage>> {
+        let start = at & !(PAGE_BYTES.min(1 << node.region_log2) - 1);
+        let end = start.saturating_add(PAGE_BYTES.min(1 << node.region_log2));
+        let now = self.rt().now();
+        if let Some(page) = node.maps.borrow().get(start, now, self.options.map_age_max) {
+            return Ok(page);
+        }
+        let generation = node.maps.borrow().generation();
+        let mut page = MapPage {
+            range: start..end,
+            fragments: Vec::new(),
+            zeros_from: u64::MAX,
+            fetched: now,
+        };
+        let partition =
+            partition_of(node.fid, node.region_of(start), self.link.map().partition_count());
+        let mut from = start;
+        while from < end {
+            let session = self.session.id();
+            // Another session's capability may have come since the read began.
+            let capability = if capability.session == session {
+                *capability
+            } else {
+                self.capability_of(node, capability)
+            };
+            let body = Lookup { capability: (&capability).into(), offset: from, len: end - from };
+            let ask = Ask::new(Kind::Lookup, meta::encode(&body));
+            let answer = match self.link.ask(partition, &ask).await {
+                Ok(answer) => answer,
+                Err(error) if self.recovered(&error, session).await => continue,
+                Err(error) => return Err(error),
+            };
+            let reply: LookupReply = meta::decode(&answer.body)?;
+            from = add_reply(&mut page, &reply, from)?;
+        }
+        let page = Rc::new(page);
+        node.maps.borrow_mut().put(&page, generation);
+        Ok(page)
+    }
+
+    /// The newest capability of the file with the same rights.
+    fn capability_of(&self, node: &Node, old: &Capability) -> Capability {
+        let session = self.session.id();
+        let fits = |c: &Capability| c.session == session && c.rights.allows(old.rights);
+        node.opens.borrow().iter().map(|o| o.capability.get()).find(fits).unwrap_or(*old)
+    }
+
+    async fn fetch_all(
+        self: &Rc<Self>,
+        file: &File,
+        plans: &[Plan],
+        range: &Range<u64>,
+        out: &mut [u8],
+        sequential: bool,
+        confirmed: Option<&PgDescriptor>,
+    ) -> std::result::Result<(), Failed> {
+        let mut gets: FuturesUnordered<_> =
+            plans
+                .iter()
+                .map(|plan| async move {
+                    (plan, self.fetch_one(file, plan, sequential, confirmed).await)
+                })
+                .collect();
+        while let Some((plan, got)) = gets.next().await {
+            let to = &mut out[index(plan.range.start - range.start)..]
+                [..index(plan.range.end - plan.range.start)];
+            match got? {
+                Got::Zeros => to.fill(0),
+                Got::Bytes(bytes) => {
+                    let have = bytes.len().min(to.len());
+                    to[..have].copy_from_slice(&bytes[..have]);
+                    to[have..].fill(0);
+                }
+                Got::Pieces(pg_offset, pieces) => copy_pieces(pg_offset, &pieces, to),
+            }
+        }
+        Ok(())
+    }
+
+    async fn fetch_one(
+        self: &Rc<Self>,
+        file: &File,
+        plan: &Plan,
+        sequential: bool,
+        confirmed: Option<&PgDescriptor>,
+    ) -> std::result::Result<Got, Failed> {
+        let len = index(plan.range.end - plan.range.start);
+        match &plan.source {
+            Source::Zeros => Ok(Got::Zeros),
+            Source::Backing => self.read_through(file, &plan.range).await.map(Got::Bytes),
+            Source::Group { descriptor, pg_offset } => {
+                let trusted = confirmed.filter(|c| c.pg == descriptor.pg);
+                let options = ReadOptions { stale_is_missing: trusted.is_some() };
+                let descriptor = trusted.unwrap_or(descriptor);
+                let capability = self.capability_of(&file.node, &file.opened.capability.get());
+                let whole = sequential || descriptor.data_bytes() <= WHOLE_BYTES_MAX;
+                let pieces = self
+                    .group(&capability, descriptor, *pg_offset, len, options, whole)
+                    .await
+                    .map_err(|error| Failed::of(error, descriptor, capability.session))?;
+                Ok(Got::Pieces(*pg_offset, pieces))
+            }
+        }
+    }
+
+    /// Bytes of a group: from the cache, else fetched; in whole segments where `whole`.
+    async fn group(
+        self: &Rc<Self>,
+        capability: &Capability,
+        descriptor: &PgDescriptor,
+        pg_offset: usize,
+        len: usize,
+        options: ReadOptions,
+        whole: bool,
+    ) -> std::result::Result<Vec<Piece>, ReadError> {
+        let segments = pg_offset / SEGMENT_BYTES..(pg_offset + len).div_ceil(SEGMENT_BYTES);
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let here: Option<Vec<_>> =
+            segments.clone().map(|s| self.cache.peek((descriptor.pg, number(s)))).collect();
+        if let Some(here) = here {
+            return Ok(here.iter().flat_map(|pieces| pieces.iter().cloned()).collect());
+        }
+        if !whole {
+            let (pieces, report) =
+                self.io.fetch(capability, descriptor, pg_offset, len, options).await?;
+            self.count(&report);
+            return Ok(pieces);
+        }
+        let mut gets: FuturesUnordered<_> =
+            segments.map(|s| self.segment(capability, descriptor, number(s), options)).collect();
+        let mut pieces = Vec::new();
+        while let Some(got) = gets.next().await {
+            pieces.extend(got?.iter().cloned());
+        }
+        Ok(pieces)
+    }
+
+    /// A segment of a group, kept.
+    async fn segment(
+        self: &Rc<Self>,
+        capability: &Capability,
+        descriptor: &PgDescriptor,
+        segment: u32,
+        options: ReadOptions,
+    ) -> std::result::Result<Rc<Vec<Piece>>, ReadError> {
+        let fetching = loop {
+            match self.cache.get((descriptor.pg, segment)) {
+                Cached::Here(pieces) => return Ok(pieces),
+                Cached::Coming(notify) => notify.notified().await,
+                Cached::Fetch(fetching) => break fetching,
+            }
+        };
+        let from = segment as usize * SEGMENT_BYTES;
+        let to = index(descriptor.data_bytes()).min(from + SEGMENT_BYTES);
+        let (pieces, report) =
+            self.io.fetch(capability, descriptor, from, to.saturating_sub(from), options).await?;
+        self.count(&report);
+        let pieces = Rc::new(pieces);
+        fetching.done(&pieces);
+        Ok(pieces)
+    }
+
+    fn count(&self, report: &ReadReport) {
+        self.reconstructed.set(self.reconstructed.get() + u64::from(report.reconstructed));
+    }
+
+    /// Bytes that no fragment covers.
+    async fn read_through(
+        self: &Rc<Self>,
+        file: &File,
+        range: &Range<u64>,
+    ) -> std::result::Result<bb_runtime::BufMut, Failed> {
+        let capability = self.capability_of(&file.node, &file.opened.capability.get());
+        let len = u32::try_from(range.end - range.start).unwrap_or(PAYLOAD_BYTES_MAX);
+        let body = ReadThrough { capability: (&capability).into(), offset: range.start, len };
+        let mut ask = Ask::new(Kind::ReadThrough, meta::encode(&body));
+        ask.sink_bytes = len as usize;
+        let region = file.node.region_of(range.start);
+        let partition = partition_of(file.node.fid, region, self.link.map().partition_count());
+        let answer = self.link.ask(partition, &ask).await.map_err(|error| {
+            if error.is(Code::NoSession) {
+                Failed::Session(capability.session, error)
+            } else {
+                Failed::Error(error)
+            }
+        })?;
+        answer.payload.ok_or_else(|| Failed::Error(Error::Protocol("no payload".into())))
+    }
+
+    /// The descriptor as home has it, if the group is committed; else the next map will not name it.
+    async fn ask_home(self: &Rc<Self>, stale: &PgDescriptor) -> Result<Option<PgDescriptor>> {
+        let body = PgStatus { pgs: vec![stale.pg.into()], settle: false };
+        let ask = Ask::new(Kind::PgStatus, meta::encode(&body));
+        let answer = self.link.ask(stale.pg.home, &ask).await?;
+        let reply: PgStatusReply = meta::decode(&answer.body)?;
+        match reply.entries.first() {
+            Some(entry) if entry.state == 1 => decode_descriptor(&entry.descriptor).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// True if this read follows the last one; starts to read ahead then.
+    fn follow(self: &Rc<Self>, file: &File, range: &Range<u64>) -> bool {
+        let size = file.node.size();
+        let mut ahead = file.ahead().borrow_mut();
+        let follows = range.start == ahead.next && range.start > 0
+            || range.start == 0 && range.end >= AHEAD_BYTES_MIN.min(size);
+        ahead.next = range.end;
+        if !follows {
+            ahead.window = 0;
+            ahead.done = range.end;
+            return false;
+        }
+        ahead.window = (ahead.window * 2)
+            .clamp(AHEAD_BYTES_MIN, self.options.read_ahead_bytes.max(AHEAD_BYTES_MIN));
+        let from = ahead.done.max(range.end);
+        let to = size.min(range.end + ahead.window);
+        // Not for less than half a window: few large turns instead of many small ones.
+        if !ahead.running && self.options.read_ahead_bytes > 0 && from + ahead.window / 2 <= to {
+            ahead.done = to;
+            ahead.running = true;
+            self.start_ahead(file, from..to);
+        }
+        true
+    }
+
+    /// A reader that follows the order of writing inside a group is sequential for that group.
+    fn follow_group(self: &Rc<Self>, file: &File, plans: &[Plan]) {
+        let [Plan { range, source: Source::Group { descriptor, pg_offset } }] = plans else {
+            return;
+        };
+        let end = *pg_offset as u64 + (range.end - range.start);
+        let mut ahead = file.ahead().borrow_mut();
+        let follows = ahead.group == Some((descriptor.pg, *pg_offset as u64));
+        ahead.group = Some((descriptor.pg, end));
+        drop(ahead);
+        if follows && end < descriptor.data_bytes() {
+            let (inner, descriptor) = (self.clone(), descriptor.clone());
+            let capability = self.capability_of(&file.node, &file.opened.capability.get());
+            let segment = u32::try_from(index(end) / SEGMENT_BYTES).unwrap_or(u32::MAX);
+            if self.cache.peek((descriptor.pg, segment)).is_none() {
+                self.rt().spawn(async move {
+                    // Who reads it meets its errors.
+                    let options = ReadOptions::default();
+                    let _ = inner.segment(&capability, &descriptor, segment, options).await;
+                });
+            }
+        }
+    }
+
+    fn start_ahead(self: &Rc<Self>, file: &File, range: Range<u64>) {
+        let (inner, node) = (self.clone(), file.node.clone());
+        let opened = file.opened.clone();
+        let ahead = file.ahead().clone();
+        self.rt().spawn(async move {
+            let capability = inner.capability_of(&node, &opened.capability.get());
+            let mut plans = Vec::new();
+            if inner.plan(&node, &capability, &range, &mut plans).await.is_ok() {
+                inner.fetch_ahead(&capability, &plans).await;
+            }
+            ahead.borrow_mut().running = false;
+        });
+    }
+
+    async fn fetch_ahead(self: &Rc<Self>, capability: &Capability, plans: &[Plan]) {
+        let mut wanted: Vec<(Rc<PgDescriptor>, u32)> = Vec::new();
+        for plan in plans {
+            let Source::Group { descriptor, pg_offset } = &plan.source else { continue };
+            let end = pg_offset + index(plan.range.end - plan.range.start);
+            for segment in pg_offset / SEGMENT_BYTES..end.div_ceil(SEGMENT_BYTES) {
+                let segment = u32::try_from(segment).unwrap_or(u32::MAX);
+                let known =
+                    |(d, s): &(Rc<PgDescriptor>, u32)| d.pg == descriptor.pg && *s == segment;
+                if !wanted.iter().rev().take(64).any(known) {
+                    wanted.push((descriptor.clone(), segment));
+                }
+            }
+        }
+        stream::iter(wanted)
+            .for_each_concurrent(AHEAD_PARALLEL, |(descriptor, segment)| async move {
+                // Who reads it meets its errors.
+                let options = ReadOptions::default();
+                let _ = self.segment(capability, &descriptor, segment, options).await;
+            })
+            .await;
+    }
+}
+
+/// Why a piece did not come.
+enum Failed {
+    Stale(Box<PgDescriptor>),
+    Session(bb_proto::SessionId, Error),
+    Error(Error),
+}
+
+impl Failed {
+    fn of(error: ReadError, descriptor: &PgDescriptor, used: bb_proto::SessionId) -> Self {
+        match error {
+            ReadError::Stale => Self::Stale(Box::new(descriptor.clone())),
+            ReadError::Refused(failure) if failure.kind() == Code::NoSession => {
+                Self::Session(used, failure.into())
+            }
+            other => Self::Error(other.into()),
+        }
+    }
+}
+
+fn copy_pieces(pg_offset: usize, pieces: &[Piece], to: &mut [u8]) {
+    for piece in pieces {
+        let from = piece.pg_offset.max(pg_offset);
+        let end = (piece.pg_offset + piece.bytes.len()).min(pg_offset + to.len());
+        if from < end {
+            let bytes = &piece.bytes[from - piece.pg_offset..end - piece.pg_offset];
+            to[from - pg_offset..end - pg_offset].copy_from_slice(bytes);
+        }
+    }
+}
+
+fn decode_descriptor(bytes: &[u8]) -> Result<PgDescriptor> {
+    let mut reader = Reader::new(bytes);
+    let descriptor = PgDescriptor::decode(&mut reader);
+    descriptor.map_err(|error| Error::Protocol(error.to_string()))
+}
+
+/// Adds an answer to a page; where to ask on.
+fn add_reply(page: &mut MapPage, reply: &LookupReply, from: u64) -> Result<u64> {
+    let bad = |what: &str| Error::Protocol(format!("fragment map: {what}"));
+    if reply.end <= from {
+        return Err(bad("no progress"));
+    }
+    let decode = |bytes: &Vec<u8>| decode_descriptor(bytes).map(Rc::new);
+    let descriptors = reply.descriptors.iter().map(decode).collect::<Result<Vec<_>>>()?;
+    for info in &reply.fragments {
+        let group = descriptors.get(info.group as usize).ok_or_else(|| bad("no such group"))?;
+        let fragment = Fragment { offset: info.offset, pg_offset: info.pg_offset, len: info.len };
+        let room = u64::from(info.pg_offset) + u64::from(info.len) <= group.data_bytes();
+        let sorted = page.fragments.last().is_none_or(|(last, _)| last.end() <= info.offset);
+        if !room || !sorted || info.len == 0 || fragment.offset < from {
+            return Err(bad("impossible fragment"));
+        }
+        page.fragments.push((fragment, group.clone()));
+    }
+    page.zeros_from = page.zeros_from.min(reply.zeros_from);
+    Ok(reply.end)
+}
