@@ -93,6 +93,9 @@ fn commit(sequence: u32, members: u8, fragments: Vec<Fragment>) -> Mutation {
     Mutation::Pg(PgMutation::Commit(Box::new(record)))
 }
 
+/// Where the fragments of a group begin, and how far apart they are.
+type Order = fn(u32) -> (u64, u64);
+
 /// Fragments that never continue each other: every second kilobyte, from `first`, `step` apart.
 fn scattered(first: u64, step: u64, count: u32) -> Vec<Fragment> {
     (0..count)
@@ -114,7 +117,7 @@ fn a_fragment_takes_at_most_64_bytes_of_memory_in_whatever_order_it_comes() {
     const EACH: u32 = 1000;
     // Ascending; interleaved (each group's fragments lie between those of others, as IOR-hard's
     // do); and descending blocks.
-    let orders: [(&str, fn(u32) -> (u64, u64)); 3] = [
+    let orders: [(&str, Order); 3] = [
         ("ascending", |n| (u64::from(n) * 2048 * u64::from(EACH), 2048)),
         ("interleaved", |n| (u64::from(n) * 2048, 2048 * u64::from(GROUPS))),
         ("descending", |n| (u64::from(GROUPS - n) * 2048 * u64::from(EACH), 2048)),
@@ -145,9 +148,8 @@ fn the_budget_counts_what_groups_take_or_more() {
     const GROUPS: u32 = 10_000;
     for members in [3, 10, 20] {
         let mut state = state();
-        let groups: Vec<Mutation> = (0..GROUPS)
-            .map(|n| commit(n, members, scattered(u64::from(n) * 4096, 1, 1)))
-            .collect();
+        let groups: Vec<Mutation> =
+            (0..GROUPS).map(|n| commit(n, members, scattered(u64::from(n) * 4096, 1, 1))).collect();
         let (before, counted_before) = (live(), state.memory_bytes());
         groups.iter().for_each(|group| apply(&mut state, group));
         let used = u64::try_from(live() - before).unwrap() / u64::from(GROUPS);

@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use bb_erasure::crc32c;
 use bb_proto::meta::{
-    ByteCounts, CancelCommit, CancelCommitReply, GetInline, Lookup, LookupReply, PgStatus,
+    ByteCounts, CancelCommit, CancelCommitReply, GetInline, Guard, Lookup, LookupReply, PgStatus,
     PgStatusReply, RegionName, RegionTruncate, decode, encode,
 };
 use bb_proto::{
     Code, Failure, Fid, Fragment, Incarnation, Kind, NodeId, OpId, PartitionId, PgBody,
-    PgDescriptor, PgId, Reader, RegionIndex, ServiceClass, Tick, TruncateEpoch,
+    PgDescriptor, PgId, Reader, RegionIndex, ServiceClass, Tick, TruncateEpoch, partition_of,
 };
 use bb_transport::{Response, Role};
 
+use crate::files::record::HandleKey;
+use crate::files::{FileChange, FileMutation};
 use crate::partition::mutation::Mutation;
 use crate::partition::region_mutation::{
     ProcessId, PurgeMode, Range, RegionId, RegionMutation, RegionOutcome,
@@ -31,9 +33,8 @@ fn code<T>(result: Result<T, Failure>) -> (Code, u64) {
 }
 
 fn look_up(life: &Life, fid: Fid, at: PartitionId) -> LookupReply {
-    let _ = life;
     let partition = life.host.partition(at).unwrap();
-    super::super::serve_region::look_up(&partition.state(), fid, REGION_START, 2 * REGION_START)
+    crate::partition::serve_region::look_up(&partition.state(), fid, REGION_START, 2 * REGION_START)
         .unwrap()
 }
 
@@ -51,8 +52,10 @@ async fn status(life: &Life, role: Role, pg: PgId, settle: bool) -> Result<u32, 
 
 #[test]
 fn what_was_acknowledged_survives_a_power_cut_at_any_moment() {
+    let (mut acked_in_all, mut issued_in_all) = (0, 0);
     for seed in 0..40 {
-        simulate(seed, |world| async move {
+        issued_in_all += 60;
+        acked_in_all += simulate(seed, |world| async move {
             let (fid, _, at) = far_region(1);
             world.add_file(fid, EPOCH);
             let acked: Rc<Cell<u64>> = Rc::default();
@@ -91,8 +94,41 @@ fn what_was_acknowledged_survives_a_power_cut_at_any_moment() {
             let life = world.start().await;
             let after = life.host.partition(at).unwrap().state_bytes();
             assert_eq!(before, after, "seed {seed}: the same log, the same state");
+            acked_by_then.count_ones()
         });
     }
+    assert!((100..issued_in_all - 100).contains(&acked_in_all), "cut in the middle of things");
+}
+
+#[test]
+fn a_small_file_is_committed_in_one_partition_without_asking_another() {
+    simulate(1, |world| async move {
+        let life = world.start().await;
+        let fid = Fid(5);
+        let at = partition_of(fid, RegionIndex(0), 8);
+        let mut commit = commit_of(fid, pg_at(at, 990, 1), 0, 10);
+        commit.fragments[0].offset = 0;
+        commit.size_raise = 10;
+        assert_eq!(code(life.commit(at, &commit).await).0, Code::StaleFile);
+        let key = HandleKey { handle_type: 1, handle: vec![1; 8].into(), birth_ns: 0 };
+        let meet = FileChange::Meet {
+            key,
+            region_log2: REGION_LOG2,
+            tick: Tick(EPOCH.0),
+            guard: Guard { size: 0, mtime_ns: 0 },
+        };
+        let change = async |change: FileChange| {
+            let mutation = Mutation::File(FileMutation { fid, change });
+            life.host.partition(at).unwrap().submit(ServiceClass::Client, mutation).await.unwrap();
+        };
+        change(meet).await;
+        assert_eq!(code(life.commit(at, &commit).await).0, Code::RegionUnknown);
+        change(FileChange::Register { run: 0, regions: 1 }).await;
+        life.commit(at, &commit).await.unwrap();
+        let state = life.host.partition(at).unwrap().state();
+        assert_eq!(state.files.get(fid).unwrap().size, 10);
+        assert_eq!(state.regions.totals().dirty, 10);
+    });
 }
 
 #[test]
@@ -373,6 +409,9 @@ fn rule_17_a_capability_must_permit_what_is_asked() {
         commit.capability.rights = bb_proto::Rights::SERVER;
         assert_eq!(code(life.commit(at, &commit).await).0, Code::Denied, "not for clients");
         commit.capability.rights = bb_proto::Rights::WRITE;
+        commit.stage = OpId(1);
+        assert_eq!(code(life.commit(at, &commit).await).0, Code::Denied, "prestages are servers'");
+        commit.stage = OpId(0);
         commit.capability.session = bb_proto::SessionId(2);
         assert_eq!(code(life.commit(at, &commit).await).0, Code::Denied, "another's group");
     });

@@ -30,6 +30,9 @@ pub mod mutation;
 pub mod pg;
 pub mod pg_mutation;
 mod pg_snapshot;
+#[cfg(test)]
+#[cfg(feature = "planted")]
+mod planted_tests;
 pub mod record;
 pub mod region;
 pub mod region_mutation;

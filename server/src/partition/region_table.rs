@@ -10,7 +10,7 @@ use super::region::{Region, WrittenPiece};
 use super::region_mutation::{RegionId, RegionMutation, RegionOutcome, RegionRefusal, Written};
 
 /// Memory of a fragment: 20 bytes and its share of nodes that are at the least half full (measured
-/// in the tests of `memory`); a placeholder counts like one.
+/// in `tests/metadata_bytes.rs`); a placeholder counts like one.
 pub const FRAGMENT_BYTES: u64 = 64;
 /// Memory of a region besides its fragments.
 const REGION_BYTES: u64 = 320;

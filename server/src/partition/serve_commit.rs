@@ -8,7 +8,7 @@ use bb_cluster::DeviceState;
 use bb_erasure::crc32c;
 use bb_proto::meta::{FileStat, FileState, decode};
 use bb_proto::{
-    Code, Commit, Failure, Fid, Kind, PgBody, RegionIndex, Rights, ServiceClass, SessionId,
+    Code, Commit, Failure, Fid, Kind, OpId, PgBody, RegionIndex, Rights, ServiceClass,
     TruncateEpoch,
 };
 use bb_transport::{CallError, Incoming, Response};
@@ -37,9 +37,13 @@ impl PartitionHost {
             .map_err(|e| Failure::new(Code::Invalid, e.to_string()))?;
         check_capability(&commit.capability, Rights::WRITE, &request.peer)?;
         let id = commit.descriptor.pg;
-        let session = commit.capability.session;
-        if session != id.session && session != SessionId(0) {
+        let trusted = commit.capability.rights.allows(Rights::SERVER);
+        if !trusted && commit.capability.session != id.session {
             return Err(Failure::new(Code::Denied, "the group belongs to another session"));
+        }
+        if !trusted && commit.stage != OpId(0) {
+            // It would make bytes clean that the backing file system may not have.
+            return Err(Failure::new(Code::Denied, "only servers bring prestaged bytes"));
         }
         let tick = self.env.shared.tick();
         if id.slot > tick {
