@@ -31,7 +31,7 @@ const GATHER: Duration = Duration::from_millis(10);
 
 /// Runs for as long as the host lives.
 pub async fn run(host: Weak<PartitionHost>) {
-    let Some((rt, config)) = host.upgrade().map(|host| (host.ctx.rt.clone(), host.config)) else {
+    let Some((rt, config)) = host.upgrade().map(|host| (host.env.rt.clone(), host.config)) else {
         return;
     };
     let mut asked = rt.now();
@@ -135,13 +135,13 @@ impl PartitionHost {
         device: DeviceId,
         blocks: &[(PartitionId, PgId, u32)],
     ) -> Vec<(PartitionId, PgId, u32)> {
-        let map = self.ctx.shared.map();
+        let map = self.env.shared.map();
         let entry = map.device(device);
         if entry.is_none_or(|entry| entry.state != i32::from(DeviceState::Active)) {
             // Failed for good: should it come back, it is formatted, or asks about every block.
             return blocks.to_vec();
         }
-        let Some((address, incarnation)) = self.ctx.shared.driver(device) else {
+        let Some((address, incarnation)) = self.env.shared.driver(device) else {
             return Vec::new();
         };
         let name = |(_, pg, index): &(PartitionId, PgId, u32)| BlockName {

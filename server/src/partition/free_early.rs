@@ -25,14 +25,14 @@ impl PartitionHost {
             for (index, member) in (0..).zip(members) {
                 let block = BlockName { pg: descriptor.pg.into(), index };
                 let body = encode(&FreeBlocks { blocks: vec![block] });
-                let Some((address, incarnation)) = self.ctx.shared.driver(member.device) else {
+                let Some((address, incarnation)) = self.env.shared.driver(member.device) else {
                     continue;
                 };
                 let deadline = self.config.call_deadline;
                 let request =
                     Outgoing::new(Kind::FreeBlocks, ServiceClass::Reclaim, deadline, body)
                         .to(member.device.0, incarnation);
-                self.ctx.rt.spawn(self.ctx.caller.call(&address, request));
+                self.env.rt.spawn(self.env.caller.call(&address, request));
             }
         }
     }

@@ -10,7 +10,8 @@ use bb_proto::{
     Capability, Code, ConfigNumber, Failure, Fid, Header, Kind, PartitionId, PgId, RegionIndex,
     Rights, ServiceClass, Tick, partition_of,
 };
-use bb_transport::{Address, Answer, CallError, Incoming, Outgoing, Peer, Response, Role};
+use bb_runtime::{BufPool, Rt};
+use bb_transport::{Address, Answer, CallError, Caller, Incoming, Outgoing, Peer, Response, Role};
 
 use super::engine::{Meter, Partition};
 use super::fragment_map::Counts;
@@ -18,7 +19,7 @@ use super::journal::Journal;
 use super::mutation::Mutation;
 use super::pg_mutation::PgMutation;
 use super::state::PartitionState;
-use crate::context::Context;
+use crate::context::{Context, Shared};
 
 /// Settings of the partitions of a node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,9 +45,33 @@ impl Default for HostConfig {
     }
 }
 
+/// What partitions use of their server.
+#[derive(Clone)]
+pub struct HostEnv {
+    /// Time, tasks.
+    pub rt: Rt,
+    /// Buffers, for the bytes of inline groups.
+    pub pool: BufPool,
+    /// Reaches other partitions and block stores, those of this node included.
+    pub caller: Rc<dyn Caller>,
+    /// Map, tick, who we are.
+    pub shared: Rc<Shared>,
+}
+
+impl From<&Context> for HostEnv {
+    fn from(ctx: &Context) -> Self {
+        Self {
+            rt: ctx.rt.clone(),
+            pool: ctx.pool.clone(),
+            caller: ctx.caller.clone(),
+            shared: ctx.shared.clone(),
+        }
+    }
+}
+
 /// The partitions of this node.
 pub struct PartitionHost {
-    pub(super) ctx: Context,
+    pub(super) env: HostEnv,
     pub(super) config: HostConfig,
     pub(super) meter: Rc<Meter>,
     partitions: BTreeMap<PartitionId, Rc<Partition>>,
@@ -58,24 +83,24 @@ pub struct PartitionHost {
 impl PartitionHost {
     /// The partitions that the map gives this node, in the states that replay has brought.
     pub fn new(
-        ctx: Context,
+        env: HostEnv,
         journal: &Rc<dyn Journal>,
         config: HostConfig,
         mut states: BTreeMap<PartitionId, PartitionState>,
     ) -> Rc<Self> {
-        let map = ctx.shared.map();
+        let map = env.shared.map();
         let meter = Rc::new(Meter::default());
         let mut partitions = BTreeMap::new();
         for (id, entry) in (0..).map(PartitionId).zip(&map.partitions) {
-            if entry.primary == ctx.shared.node.0 {
+            if entry.primary == env.shared.node.0 {
                 let state = states.remove(&id).unwrap_or_else(|| PartitionState::new(id));
                 let number = ConfigNumber(entry.config);
-                let (rt, journal) = (ctx.rt.clone(), journal.clone());
+                let (rt, journal) = (env.rt.clone(), journal.clone());
                 partitions.insert(id, Partition::new(state, number, rt, journal, meter.clone()));
             }
         }
         let holders = RefCell::default();
-        Rc::new(Self { ctx, config, meter, partitions, holders })
+        Rc::new(Self { env, config, meter, partitions, holders })
     }
 
     /// A partition of this node.
@@ -111,7 +136,7 @@ impl PartitionHost {
         let partition = self.partitions.get(&id).ok_or_else(|| {
             Failure::new(Code::Fenced, format!("partition {id} is not served here"))
         })?;
-        let config = self.ctx.shared.map().config(id);
+        let config = self.env.shared.map().config(id);
         partition.set_config(config);
         if header.fence != partition.config().0 {
             let detail = format!("partition {id} is at configuration {}", partition.config());
@@ -163,13 +188,13 @@ impl PartitionHost {
 
     /// Slots below are older than the window W: they may be asked about, and passed by horizons.
     pub(super) fn old_slots_end(&self) -> u64 {
-        let window = u64::from(self.ctx.shared.map().window_ticks);
-        self.ctx.shared.tick().0.saturating_sub(window)
+        let window = u64::from(self.env.shared.map().window_ticks);
+        self.env.shared.tick().0.saturating_sub(window)
     }
 
     /// The partition of a region.
     pub(super) fn partition_of(&self, fid: Fid, region: RegionIndex) -> PartitionId {
-        partition_of(fid, region, self.ctx.shared.map().partition_count())
+        partition_of(fid, region, self.env.shared.map().partition_count())
     }
 
     /// Asks another partition, maybe of this node.
@@ -180,7 +205,7 @@ impl PartitionHost {
         to: PartitionId,
         message: &M,
     ) -> Result<Answer, CallError> {
-        let Some((address, fence)) = self.ctx.shared.primary(to) else {
+        let Some((address, fence)) = self.env.shared.primary(to) else {
             return Err(CallError::Disconnected { maybe_sent: false });
         };
         self.ask(&address, kind, class, (to.0, fence), message).await
@@ -195,7 +220,7 @@ impl PartitionHost {
         message: &M,
     ) -> Result<Answer, CallError> {
         let request = Outgoing::new(kind, class, self.config.call_deadline, encode(message));
-        self.ctx.caller.call(address, request.to(target, fence)).await
+        self.env.caller.call(address, request.to(target, fence)).await
     }
 }
 
@@ -231,3 +256,7 @@ pub(super) fn class_of(request: &Incoming) -> ServiceClass {
         Role::Server => request.header.class,
     }
 }
+
+#[cfg(test)]
+#[path = "host_tests.rs"]
+mod tests;

@@ -42,6 +42,8 @@ pub mod serve_region;
 pub mod snapshot;
 pub mod state;
 pub mod table;
+#[cfg(test)]
+pub(crate) mod test_world;
 
 pub use engine::Partition;
 pub use host::{HostConfig, PartitionHost};

@@ -41,7 +41,7 @@ impl PartitionHost {
         if session != id.session && session != SessionId(0) {
             return Err(Failure::new(Code::Denied, "the group belongs to another session"));
         }
-        let tick = self.ctx.shared.tick();
+        let tick = self.env.shared.tick();
         if id.slot > tick {
             return Err(Failure::new(Code::SlotAhead, "").with_value(tick.0));
         }
@@ -79,7 +79,7 @@ impl PartitionHost {
     fn refusal(&self, refusal: CommitRefusal) -> Failure {
         match refusal {
             CommitRefusal::BehindHorizon => {
-                Failure::new(Code::BehindHorizon, "").with_value(self.ctx.shared.tick().0)
+                Failure::new(Code::BehindHorizon, "").with_value(self.env.shared.tick().0)
             }
             CommitRefusal::Cancelled => Failure::new(Code::CommitCancelled, ""),
             CommitRefusal::OldEpoch(current) => {
@@ -104,7 +104,7 @@ impl PartitionHost {
     /// Members that the map does not have as active (rule 5).
     fn absent_members(&self, commit: &Commit) -> Result<u32, Failure> {
         let PgBody::Blocks { members, parity, .. } = &commit.descriptor.body else { return Ok(0) };
-        let map = self.ctx.shared.map();
+        let map = self.env.shared.map();
         let mut absent = 0_u32;
         for (index, member) in members.iter().enumerate() {
             let entry = map.device(member.device);

@@ -133,7 +133,7 @@ impl PartitionHost {
         let pg = pg.filter(|pg| pg.fid == capability.fid && !pg.inline.is_empty());
         let pg = pg.ok_or_else(|| Failure::new(Code::Stale, "no such inline group here"))?;
         let mut buf = self
-            .ctx
+            .env
             .pool
             .try_alloc(pg.inline.len())
             .ok_or_else(|| Failure::new(Code::Busy, "no buffer"))?;

@@ -105,7 +105,7 @@ impl PartitionHost {
             }
         };
         let elapsed = |_| Failure::new(Code::Busy, "a sync of the region has not ended yet");
-        self.ctx.rt.timeout(limit, drained).await.map_err(elapsed)
+        self.env.rt.timeout(limit, drained).await.map_err(elapsed)
     }
 
     pub(super) async fn serve_drop(
@@ -116,7 +116,7 @@ impl PartitionHost {
         check_server(&request.peer)?;
         let name: RegionName = decode(&request.body)?;
         let id = self.region_here(partition, name.fid.into(), name.region)?;
-        let mutation = RegionMutation::Drop { id, tick: self.ctx.shared.tick() };
+        let mutation = RegionMutation::Drop { id, tick: self.env.shared.tick() };
         partition.submit(class_of(request), Mutation::Region(mutation)).await?;
         Ok(Response::body(encode(&Done {})))
     }
