@@ -25,9 +25,8 @@ impl FileService {
     ) -> Result<(), Failure> {
         let fid = Fid::from(ask.fid);
         let _lock = self.locks.lock(fid).await;
-        let Some(record) = self.record(partition, fid) else {
-            return self.remove_hidden(fid).await;
-        };
+        // Without a record nobody had it open, and nothing of it is here.
+        let Some(record) = self.record(partition, fid) else { return Ok(()) };
         if self.binding(&record.key) != ask.binding {
             return Ok(());
         }
