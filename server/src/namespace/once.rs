@@ -73,9 +73,10 @@ impl WriteThrough {
             self.log(partition, number.0, resume).await?;
         }
         self.parts.bfs.check().await.map_err(|error| refusal(&error))?;
-        let result = match self.outcome(&intent).await? {
-            Some(done) => Ok(done),
-            None => self.execute(&intent).await,
+        let result = match self.outcome(&intent).await {
+            Ok(Some(done)) => Ok(done),
+            Ok(None) => self.execute(&intent).await,
+            Err(failure) => Err(failure),
         };
         self.end(partition, number, result).await
     }
@@ -125,16 +126,15 @@ impl WriteThrough {
         request: &Request,
     ) -> Result<(Option<Binding>, Option<Binding>), Failure> {
         let look = |path: &[u8]| self.parts.bfs.lookup(&request.credentials, path, true);
-        let found = |found: Result<Found, BfsError>| found.map_err(|error| refusal(&error));
         Ok(match &request.op {
             Some(NamespaceOp::Unlink(op) | NamespaceOp::Rmdir(op)) => {
-                (Some(found(look(&op.path).await)?.binding), None)
+                (Some(self.ours(look(&op.path).await).await?.binding), None)
             }
             Some(NamespaceOp::Rename(op)) => {
-                let source = found(look(&op.from).await)?.binding;
-                let victim = match look(&op.to).await {
-                    Err(BfsError::Errno(libc::ENOENT)) => None,
-                    other => Some(found(other)?.binding),
+                let source = self.ours(look(&op.from).await).await?.binding;
+                let victim = match self.ours(look(&op.to).await).await {
+                    Err(failure) if failure.errno == libc::ENOENT => None,
+                    other => Some(other?.binding),
                 };
                 (Some(source), victim)
             }
@@ -154,8 +154,11 @@ impl WriteThrough {
         // As the server: what the caller may see can have changed.
         let found = match self.parts.bfs.lookup(&Credentials::default(), path, true).await {
             Ok(found) => Some(found),
-            Err(BfsError::Errno(libc::ENOENT | libc::ENOTDIR)) => None,
-            Err(error) => return Err(refusal(&error)),
+            Err(BfsError::Errno(libc::ENOENT | libc::ENOTDIR)) => {
+                self.parts.bfs.check().await.map_err(|error| refusal(&error))?;
+                None
+            }
+            Err(error) => return Err(undecided(&error)),
         };
         match (made, found) {
             // Nothing there: a creation was not done, a removal was.
@@ -196,7 +199,7 @@ impl WriteThrough {
             return Ok(attributes.size == 0);
         }
         let page = self.parts.bfs.readdir(&Credentials::default(), path, b"", 1).await;
-        Ok(page.map_err(|error| refusal(&error))?.entries.is_empty())
+        Ok(page.map_err(|error| undecided(&error))?.entries.is_empty())
     }
 
     /// Does it on the backing file system.
@@ -250,8 +253,8 @@ impl WriteThrough {
         let Some(binding) = victim else { return Ok(None) };
         let attributes = match self.parts.bfs.stat(binding).await {
             Ok(attributes) => attributes,
-            // Not a file, or gone: then the call itself says what is wrong.
-            Err(BfsError::Errno(_)) => return Ok(None),
+            // Gone: then the call itself says what is wrong.
+            Err(BfsError::Errno(libc::ESTALE)) => return Ok(None),
             Err(error) => return Err(refusal(&error)),
         };
         if !is_regular(&attributes) || attributes.links != 1 {
@@ -291,13 +294,12 @@ impl WriteThrough {
     /// An I/O error says nothing about what was done: then the names tell.
     async fn removed(&self, intent: &Intent, result: Result<(), BfsError>) -> Result<(), Failure> {
         match result {
-            Ok(()) => Ok(()),
             Err(error) if is_doubtful(&error) => match self.outcome(intent).await {
                 Ok(Some(_)) => Ok(()),
                 Ok(None) => Err(refusal(&error)),
                 Err(_) => Err(Failure::new(Code::Busy, "it is not known whether it was done")),
             },
-            Err(error) => Err(refusal(&error)),
+            result => self.sure(result).await,
         }
     }
 
@@ -314,8 +316,16 @@ impl WriteThrough {
                 tracing::warn!(session = intent.request.session, "{detail}");
                 Err(Failure::new(Code::Busy, detail))
             }
-            result => result.map_err(|error| refusal(&error)),
+            result => self.ours(result).await,
         }
+    }
+}
+
+/// While the names cannot be read, what was done is not known.
+fn undecided(error: &BfsError) -> Failure {
+    match error {
+        BfsError::Errno(_) => Failure::new(Code::Busy, format!("cannot look: {error}")),
+        error => refusal(error),
     }
 }
 

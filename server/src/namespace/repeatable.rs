@@ -7,7 +7,7 @@ use bb_proto::meta::{
 use bb_proto::{Capability, Code, Failure, Fid, Kind, Rights};
 
 use super::write_through::WriteThrough;
-use crate::bfs::{Found, Times};
+use crate::bfs::{BfsError, Found, Times};
 use crate::files::fid_of;
 use crate::files::peers::refusal;
 
@@ -15,6 +15,24 @@ use crate::files::peers::refusal;
 const PAGE_ENTRIES: usize = 1000;
 
 impl WriteThrough {
+    /// Rule 11: "no such file" counts only if this is the backing file system.
+    pub(super) async fn sure<T>(&self, result: Result<T, BfsError>) -> Result<T, Failure> {
+        if let Err(BfsError::Errno(libc::ENOENT | libc::ENOTDIR | libc::ESTALE)) = result {
+            self.parts.bfs.check().await.map_err(|error| refusal(&error))?;
+        }
+        result.map_err(|error| refusal(&error))
+    }
+
+    /// And what is found counts only if it is on the backing file system, not beneath it.
+    pub(super) async fn ours(&self, result: Result<Found, BfsError>) -> Result<Found, Failure> {
+        let found = self.sure(result).await?;
+        if found.binding.bfs == self.parts.bfs.uuid() {
+            Ok(found)
+        } else {
+            Err(Failure::new(Code::BfsUnavailable, "another file system is mounted there"))
+        }
+    }
+
     pub(super) async fn read(&self, request: &Request) -> Result<NamespaceReply, Failure> {
         let (bfs, caller) = (&self.parts.bfs, &request.credentials);
         let mut reply = NamespaceReply::default();
@@ -22,12 +40,12 @@ impl WriteThrough {
             Some(NamespaceOp::Stat(op)) => reply.attributes = Some(self.stat(request, op).await?),
             Some(NamespaceOp::Readdir(op)) => {
                 let page = bfs.readdir(caller, &op.path, &op.after, PAGE_ENTRIES).await;
-                let page = page.map_err(|error| refusal(&error))?;
+                let page = self.sure(page).await?;
                 (reply.entries, reply.last) = (page.entries, page.last);
             }
             Some(NamespaceOp::Access(op)) => {
                 let result = bfs.access(caller, &op.path, op.mode).await;
-                result.map_err(|error| refusal(&error))?;
+                self.sure(result).await?;
             }
             Some(NamespaceOp::Statvfs(_)) => {
                 reply.space = Some(bfs.statvfs().await.map_err(|error| refusal(&error))?);
@@ -47,14 +65,14 @@ impl WriteThrough {
             Some(NamespaceOp::Chown(op)) => bfs.chown(caller, &op.path, op.uid, op.gid).await,
             _ => return Err(unknown()),
         };
-        done.map_err(|error| refusal(&error))?;
+        self.sure(done).await?;
         Ok(NamespaceReply::default())
     }
 
     /// Attributes of the backing file system under the size and time that applications made.
     async fn stat(&self, request: &Request, op: &OpPath) -> Result<Attributes, Failure> {
         let found = self.parts.bfs.lookup(&request.credentials, &op.path, op.no_follow).await;
-        let found = found.map_err(|error| refusal(&error))?;
+        let found = self.ours(found).await?;
         let mut attributes = found.attributes;
         if is_regular(&attributes) {
             let state = self.file_state(fid_of(&found.binding)).await?;
@@ -75,7 +93,7 @@ impl WriteThrough {
 
     async fn open(&self, request: &Request, op: &OpOpen) -> Result<NamespaceReply, Failure> {
         let opened = self.parts.bfs.open(&request.credentials, &op.path, op.flags, op.mode).await;
-        let found = opened.map_err(|error| refusal(&error))?;
+        let found = self.ours(opened).await?;
         self.opened(request, op, found).await
     }
 
@@ -137,7 +155,7 @@ impl WriteThrough {
     ) -> Result<NamespaceReply, Failure> {
         // Permission first: opens for writing as the caller.
         let opened = self.parts.bfs.open(&request.credentials, &op.path, libc::O_WRONLY, 0).await;
-        let found = opened.map_err(|error| refusal(&error))?;
+        let found = self.ours(opened).await?;
         if !is_regular(&found.attributes) {
             return Err(Failure::errno(libc::EINVAL, "not a regular file"));
         }
@@ -163,9 +181,9 @@ impl WriteThrough {
     async fn utimens(&self, request: &Request, op: &OpTimes) -> Result<NamespaceReply, Failure> {
         let (bfs, caller) = (&self.parts.bfs, &request.credentials);
         let times = Times { atime_ns: op.atime_ns, mtime_ns: op.mtime_ns };
-        bfs.utimens(caller, &op.path, times).await.map_err(|error| refusal(&error))?;
+        self.sure(bfs.utimens(caller, &op.path, times).await).await?;
         let Some(mtime_ns) = op.mtime_ns else { return Ok(NamespaceReply::default()) };
-        let found = bfs.lookup(caller, &op.path, false).await.map_err(|error| refusal(&error))?;
+        let found = self.ours(bfs.lookup(caller, &op.path, false).await).await?;
         if is_regular(&found.attributes) {
             let fid = fid_of(&found.binding);
             let tell = FileSize {
