@@ -14,7 +14,6 @@ use std::sync::Arc;
 use bb_proto::meta::{
     Attributes, Credentials, DirEntry, FileState, OperationState, Residency, Space,
 };
-use bb_transport::Caller;
 
 use crate::error::{Error, Result};
 use crate::options::ClientOptions;
@@ -398,6 +397,3 @@ impl Drop for Operation {
 fn stopped() -> Error {
     Error::errno_of(libc::ESHUTDOWN, "the client was stopped")
 }
-
-/// For platforms of tests: any caller will do.
-pub type DynCaller = std::rc::Rc<dyn Caller>;

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
@@ -19,9 +19,13 @@ use crate::options::ClientOptions;
 /// call after the other shall not push it away each time.
 const QUIET: Duration = Duration::from_millis(1);
 
-type LocalFuture<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
-/// What a caller wants done: makes the future on the leading thread.
-type Job<'a> = Box<dyn FnOnce(Rc<Inside>) -> LocalFuture<'a> + Send + 'a>;
+type LocalFuture<'a, R> = Pin<Box<dyn Future<Output = R> + 'a>>;
+
+/// What a caller wants done.
+trait Job: Send {
+    /// Makes the future, on the leading thread.
+    fn begin(self: Box<Self>, inside: Rc<Inside>) -> LocalFuture<'static, ()>;
+}
 
 /// Everything that threads share.
 pub(crate) struct Shared {
@@ -34,7 +38,7 @@ pub(crate) struct Shared {
 
 #[derive(Default)]
 struct Inbox {
-    jobs: VecDeque<Job<'static>>,
+    jobs: VecDeque<Box<dyn Job>>,
     /// Of the leader.
     waker: Option<Waker>,
 }
@@ -67,11 +71,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A panic while the executor is driven would leave the stacks that calls have lent to it.
-struct AbortOnUnwind;
+struct AbortOnUnwind {
+    unwinding_before: bool,
+}
+
+impl AbortOnUnwind {
+    fn new() -> Self {
+        Self { unwinding_before: thread::panicking() }
+    }
+}
 
 impl Drop for AbortOnUnwind {
     fn drop(&mut self) {
-        if thread::panicking() {
+        if thread::panicking() && !self.unwinding_before {
             std::process::abort();
         }
     }
@@ -88,6 +100,66 @@ impl<R> Drop for Finish<R> {
         self.slot.done.store(true, Ordering::Release);
         self.slot.caller.unpark();
         self.shared.wake_leader();
+    }
+}
+
+/// A call before it begins. The order of the fields matters: what the job has borrowed is gone
+/// before the caller learns of the end.
+struct Lent<F, R> {
+    job: F,
+    finish: Finish<R>,
+}
+
+/// A call under way; the same order.
+struct Running<'a, R> {
+    future: Option<LocalFuture<'a, Result<R>>>,
+    finish: Finish<R>,
+}
+
+impl<R> Future for Running<'_, R> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(future) = &mut self.future else { return Poll::Ready(()) };
+        let Poll::Ready(result) = future.as_mut().poll(cx) else { return Poll::Pending };
+        self.future = None;
+        *lock(&self.finish.slot.result) = Some(result);
+        Poll::Ready(())
+    }
+}
+
+impl<F, R> Job for Lent<F, R>
+where
+    R: Send + 'static,
+    F: FnOnce(Rc<Inside>) -> LocalFuture<'static, Result<R>> + Send + 'static,
+{
+    fn begin(self: Box<Self>, inside: Rc<Inside>) -> LocalFuture<'static, ()> {
+        let Self { job, finish } = *self;
+        Box::pin(Running { future: Some(job(inside)), finish })
+    }
+}
+
+type Begin<'a, R> = Box<dyn FnOnce(Rc<Inside>) -> LocalFuture<'a, Result<R>> + Send + 'a>;
+
+/// The job as one that borrows nothing.
+///
+/// # Safety
+/// The result, and the future that it makes, are gone before `'a` ends.
+unsafe fn forget_lifetime<'a, R: 'static>(
+    job: impl FnOnce(Rc<Inside>) -> LocalFuture<'a, Result<R>> + Send + 'a,
+) -> Begin<'static, R> {
+    let job: Begin<'a, R> = Box::new(job);
+    // SAFETY: the caller's promise; the types differ in `'a` only.
+    unsafe { std::mem::transmute::<Begin<'a, R>, Begin<'static, R>>(job) }
+}
+
+/// Something that nobody waits for.
+struct Sent<F>(F);
+
+impl<F: FnOnce(&Inside) + Send + 'static> Job for Sent<F> {
+    fn begin(self: Box<Self>, inside: Rc<Inside>) -> LocalFuture<'static, ()> {
+        (self.0)(&inside);
+        Box::pin(std::future::ready(()))
     }
 }
 
@@ -119,14 +191,11 @@ impl Shared {
     }
 
     /// Queues something that nobody waits for.
-    pub fn send(self: &Arc<Self>, job: impl FnOnce(&Inside) + Send + 'static) {
-        self.submit(Box::new(move |inside| {
-            job(&inside);
-            Box::pin(std::future::ready(()))
-        }));
+    pub fn send(&self, job: impl FnOnce(&Inside) + Send + 'static) {
+        self.submit(Box::new(Sent(job)));
     }
 
-    fn submit(&self, job: Job<'static>) {
+    fn submit(&self, job: Box<dyn Job>) {
         let waker = {
             let mut inbox = lock(&self.inbox);
             inbox.jobs.push_back(job);
@@ -148,8 +217,8 @@ impl Shared {
     /// result. The job may borrow from the caller.
     pub fn call<'a, R, F>(self: &Arc<Self>, job: F) -> Result<R>
     where
-        R: Send + 'a,
-        F: FnOnce(Rc<Inside>) -> Pin<Box<dyn Future<Output = Result<R>> + 'a>> + Send + 'a,
+        R: Send + 'static,
+        F: FnOnce(Rc<Inside>) -> LocalFuture<'a, Result<R>> + Send + 'a,
     {
         let slot = Arc::new(Slot {
             result: Mutex::new(None),
@@ -157,23 +226,15 @@ impl Shared {
             caller: thread::current(),
         });
         let finish = Finish { slot: slot.clone(), shared: self.clone() };
-        let job: Job<'a> = Box::new(move |inside| {
-            let future = job(inside);
-            Box::pin(async move {
-                // Dropped after the future: what it borrows is given back by then.
-                let finish = finish;
-                let result = future.await;
-                *lock(&finish.slot.result) = Some(result);
-            })
-        });
         // SAFETY: the job and its future may hold borrows of `'a`, and must be gone before this
-        // function is left. It is left only once `done` is set, and that is done by the drop of
-        // `finish`, which the job owns until it has become its future, and the future as its last
-        // variable: dropped after the awaited future and everything borrowed. An unwinding out of
-        // this function while others hold the job ends the process (`AbortOnUnwind`).
-        let job: Job<'static> = unsafe { std::mem::transmute::<Job<'a>, Job<'static>>(job) };
-        let _no_unwinding = AbortOnUnwind;
-        self.submit(job);
+        // function is left. It is left only once `done` is set. That is done by the drop of
+        // `finish`, which stands behind the job in `Lent` and behind the future in `Running`, so
+        // that these are dropped first, whether they end or are given up. An unwinding out of this
+        // function ends the process (`AbortOnUnwind`). What outlives it of `Running` is its empty
+        // box. Only lifetimes are changed.
+        let job = unsafe { forget_lifetime(job) };
+        let _no_unwinding = AbortOnUnwind::new();
+        self.submit(Box::new(Lent { job, finish }));
         self.wait(&slot);
         let result = lock(&slot.result).take();
         result.unwrap_or_else(|| Err(stopped()))
@@ -243,7 +304,7 @@ impl Shared {
 
     /// Drives the executor until `enough`. Only for the leader.
     fn drive(&self, enough: impl Fn() -> bool) {
-        let _no_unwinding = AbortOnUnwind;
+        let _no_unwinding = AbortOnUnwind::new();
         let core = lock(&self.core);
         let Some(core) = &*core else {
             // Stopped: whatever is queued ends here.
@@ -260,7 +321,7 @@ impl Shared {
                 std::mem::take(&mut inbox.jobs)
             };
             for job in jobs {
-                rt.spawn(job(core.inside.clone()));
+                rt.spawn(job.begin(core.inside.clone()));
             }
             if enough() { Poll::Ready(()) } else { Poll::Pending }
         }));
@@ -292,7 +353,7 @@ impl Shared {
             let jobs = std::mem::take(&mut lock(&self.inbox).jobs);
             let rt = core.executor.rt();
             for job in jobs {
-                rt.spawn(job(core.inside.clone()));
+                rt.spawn(job.begin(core.inside.clone()));
             }
             let client = core.inside.client.clone();
             if let Err(error) = core.executor.block_on(client.disconnect()) {
