@@ -265,7 +265,14 @@ impl File {
     /// # Errors
     /// [`Error`] of asynchronous writes. The file is closed all the same.
     pub async fn close(self) -> Result<()> {
-        self.closed.set(true);
+        self.close_in_place().await
+    }
+
+    /// The same where others still hold it. Once only.
+    pub(crate) async fn close_in_place(&self) -> Result<()> {
+        if self.closed.replace(true) {
+            return Ok(());
+        }
         close(self.client.inner.clone(), self.node.clone(), self.opened.clone()).await
     }
 }
