@@ -145,9 +145,8 @@ fn the_budget_counts_what_groups_take_or_more() {
     const GROUPS: u32 = 10_000;
     for members in [3, 10, 20] {
         let mut state = state();
-        let groups: Vec<Mutation> = (0..GROUPS)
-            .map(|n| commit(n, members, scattered(u64::from(n) * 4096, 1, 1)))
-            .collect();
+        let groups: Vec<Mutation> =
+            (0..GROUPS).map(|n| commit(n, members, scattered(u64::from(n) * 4096, 1, 1))).collect();
         let (before, counted_before) = (live(), state.memory_bytes());
         groups.iter().for_each(|group| apply(&mut state, group));
         let used = u64::try_from(live() - before).unwrap() / u64::from(GROUPS);

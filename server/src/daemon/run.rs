@@ -17,7 +17,7 @@ use super::{DaemonError, open_device, pool};
 use crate::bfs::posix::{Limits, PosixBfs};
 use crate::blockstore;
 use crate::config::Config;
-use crate::node::{Node, Parts};
+use crate::node::{Node, Parts, SESSION_LEASE};
 use crate::partition::HostConfig;
 
 /// How long requests that run may take to end after a signal.
@@ -91,6 +91,7 @@ async fn serve(
         caller: Rc::new(caller.clone()),
         blocks: blockstore::Config::default(),
         host: HostConfig::default(),
+        session_lease: SESSION_LEASE,
         metadata_bytes_max: config.node.metadata_bytes_max,
     };
     let node = Node::start(rt, parts, &|device, progress| {

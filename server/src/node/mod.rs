@@ -25,11 +25,13 @@ use bb_proto::DeviceId;
 use crate::bfs::BfsError;
 use crate::blockstore::{BlockStore, OpenError};
 use crate::context::Context;
+use crate::files::FileService;
 use crate::keeper::Keeper;
+use crate::namespace::SessionService;
 use crate::partition::PartitionHost;
 
 pub use format::{Plan, Progress, format};
-pub use start::{Parts, RecoveryNews};
+pub use start::{Parts, RecoveryNews, SESSION_LEASE};
 
 /// Why a node cannot start (or be formatted).
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +70,8 @@ pub struct Node {
     keeper: Rc<Keeper>,
     stores: BTreeMap<DeviceId, Rc<BlockStore>>,
     partitions: Rc<PartitionHost>,
+    files: Rc<FileService>,
+    sessions: Rc<SessionService>,
     metadata_bytes_max: u64,
     stopping: Cell<bool>,
 }

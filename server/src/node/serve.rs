@@ -55,18 +55,22 @@ impl Node {
             | Kind::RegionTruncate
             | Kind::RegionDrop
             | Kind::RegionStat => self.partitions.clone().handle(request).await,
-            Kind::SessionOpen
-            | Kind::SessionRenew
-            | Kind::SessionClose
-            | Kind::Namespace
-            | Kind::FileOpen
+            Kind::SessionOpen => self.sessions.open(&request.body).await,
+            Kind::SessionRenew | Kind::SessionClose | Kind::Namespace => {
+                let partition = self.partitions.addressed(&request.header)?;
+                self.sessions.clone().handle(partition, request).await
+            }
+            Kind::FileOpen
             | Kind::FileClose
             | Kind::FileStat
             | Kind::FileRegions
             | Kind::FileSize
             | Kind::FileTruncate
-            | Kind::FileDrop
-            | Kind::FileOperation
+            | Kind::FileDrop => {
+                let partition = self.partitions.addressed(&request.header)?;
+                self.files.clone().handle(partition, request).await
+            }
+            Kind::FileOperation
             | Kind::OperationStatus
             | Kind::RegionOperation
             | Kind::ReadThrough => {

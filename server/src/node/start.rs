@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bb_cluster::{ClusterMap, DeviceState};
 use bb_commitlog::{ClusterUuid, Log, Options};
@@ -21,8 +22,13 @@ use super::{Node, StartError};
 use crate::bfs::Bfs;
 use crate::blockstore::{self, BlockStore, Env, Expected, RecoveryProgress, Superblock, Uuid};
 use crate::context::{Context, Shared};
+use crate::files::FileService;
 use crate::keeper::Keeper;
+use crate::namespace::{FindPartition, Namespace, SessionService, WriteThrough};
 use crate::partition::{HostConfig, PartitionHost, background, journal::Journal};
+
+/// Usual lease of a session: several lost renewals, and a server that restarts.
+pub const SESSION_LEASE: Duration = Duration::from_secs(60);
 
 /// What a node is made of.
 pub struct Parts {
@@ -47,6 +53,9 @@ pub struct Parts {
     pub caller: Rc<dyn Caller>,
     /// Settings of the block stores.
     pub blocks: blockstore::Config,
+    /// A client that is not heard of for so long is dead; also how long clients have after a
+    /// restart to show what they have open.
+    pub session_lease: Duration,
     /// Settings of the partitions; the budget of memory comes from below.
     pub host: HostConfig,
     /// Memory for metadata (rule 16).
@@ -85,12 +94,27 @@ impl Node {
         let journal: Rc<dyn Journal> = ctx.log.clone();
         let host_config = HostConfig { metadata_bytes_max: parts.metadata_bytes_max, ..parts.host };
         let states = replayed.partitions.finish();
-        let partitions = PartitionHost::new(ctx.clone(), &journal, host_config, states);
+        let partitions = PartitionHost::new((&ctx).into(), &journal, host_config, states);
+        let files = FileService::new((&ctx).into(), parts.session_lease);
+        let names: Rc<dyn Namespace> = WriteThrough::new((&ctx).into());
+        let sessions = {
+            let host = partitions.clone();
+            let find: FindPartition = Rc::new(move |id| host.partition(id).cloned());
+            let lease = parts.session_lease;
+            SessionService::new((&ctx).into(), find, names.clone(), files.clone(), lease)
+        };
+        for partition in partitions.partitions() {
+            names.clone().resume(partition);
+            files.resume(partition);
+        }
+
         let node = Rc::new(Self {
             ctx,
             keeper,
             stores,
             partitions,
+            files,
+            sessions,
             metadata_bytes_max: parts.metadata_bytes_max,
             stopping: false.into(),
         });
@@ -112,6 +136,8 @@ impl Node {
             store.start();
         }
         rt.spawn(background::run(Rc::downgrade(&self.partitions)));
+        let all = self.partitions.partitions().cloned().collect();
+        rt.spawn(self.sessions.clone().expire(all));
     }
 }
 
