@@ -22,7 +22,9 @@ use crate::session::Session;
 ///
 /// Memory: written bytes that are not acknowledged stay within `write_back_bytes` (parity, at most
 /// K/N of what is being sealed, comes on top, from the pool), bytes kept for reading within
-/// `read_cache_bytes`, fragment maps within 64 pages of 4 MiB a file.
+/// `read_cache_bytes`, bytes being read within a quarter of the pool, fragment maps within 64 pages
+/// of 4 MiB a file. So a pool of at least four times `write_back_bytes`, and of 32 MiB, never blocks
+/// itself.
 #[derive(Clone)]
 pub struct Client {
     pub(crate) inner: Rc<Inner>,
@@ -37,6 +39,10 @@ pub(crate) struct Inner {
     pub nodes: RefCell<BTreeMap<Fid, Rc<Node>>>,
     /// Bytes that may still be written before the cluster acknowledges some.
     pub budget: Semaphore,
+    /// Bytes that reads may have under way: a read takes the share of a whole piece before its
+    /// first request, so that reads do not wait for each other's buffers.
+    pub reading: Semaphore,
+    pub reading_bytes_max: u64,
     pub cache: Rc<PgCache>,
     pub reconstructed: Cell<u64>,
     #[cfg(feature = "planted")]
@@ -73,6 +79,8 @@ impl Client {
             io,
             nodes: RefCell::default(),
             budget: Semaphore::new(options.write_back_bytes),
+            reading: Semaphore::new(share.max(4 << 20)),
+            reading_bytes_max: share.max(4 << 20),
             cache: PgCache::new(options.read_cache_bytes),
             reconstructed: Cell::new(0),
             #[cfg(feature = "planted")]

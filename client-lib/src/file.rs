@@ -53,7 +53,7 @@ impl Client {
         let make = || Node::new(&handle, attributes.inode, &path, now);
         let node = self.inner.nodes.borrow_mut().entry(fid).or_insert_with(make).clone();
         let was_dirty = node.is_dirty();
-        let opened = node.opened(&handle, flags);
+        let opened = node.opened(&handle, flags, &self.credentials);
         // Close-to-open: what was known before this open may be out of date.
         node.maps.borrow_mut().forget();
         node.size_asked.set(now);
@@ -265,7 +265,14 @@ impl File {
     /// # Errors
     /// [`Error`] of asynchronous writes. The file is closed all the same.
     pub async fn close(self) -> Result<()> {
-        self.closed.set(true);
+        self.close_in_place().await
+    }
+
+    /// The same where others still hold it. Once only.
+    pub(crate) async fn close_in_place(&self) -> Result<()> {
+        if self.closed.replace(true) {
+            return Ok(());
+        }
         close(self.client.inner.clone(), self.node.clone(), self.opened.clone()).await
     }
 }
@@ -299,19 +306,8 @@ async fn close(inner: Rc<Inner>, node: Rc<Node>, opened: Rc<Opened>) -> Result<(
     });
     let told =
         inner.link.ask(inner.record_partition(node.fid), &Ask::new(Kind::FileClose, body)).await;
-    let mut opens = node.opens.borrow_mut();
-    opens.retain(|other| !Rc::ptr_eq(other, &opened));
-    if opens.is_empty() {
-        // Groups without an outcome keep the file known: a later commit must wait for them.
-        let same = |other: &Rc<Node>| Rc::ptr_eq(other, &node);
-        let mut nodes = inner.nodes.borrow_mut();
-        if !node.groups.borrow().is_empty() {
-            *node.error.borrow_mut() = None;
-        } else if nodes.get(&node.fid).is_some_and(same) {
-            nodes.remove(&node.fid);
-        }
-    }
-    drop(opens);
+    node.opens.borrow_mut().retain(|other| !Rc::ptr_eq(other, &opened));
+    inner.forget_unused(&node);
     flushed?;
     match told {
         Ok(_) => {
@@ -335,6 +331,20 @@ fn checked(offset: u64, len: usize) -> Result<Range<u64>> {
 }
 
 impl Inner {
+    /// Forgets a file that nobody has open. One with commits without an outcome stays known, since
+    /// later ones must wait for them; but its errors were reported.
+    pub fn forget_unused(&self, node: &Rc<Node>) {
+        if !node.opens.borrow().is_empty() {
+            return;
+        }
+        *node.error.borrow_mut() = None;
+        let mut nodes = self.nodes.borrow_mut();
+        let is_this = nodes.get(&node.fid).is_some_and(|other| Rc::ptr_eq(other, node));
+        if is_this && node.groups.borrow().is_empty() {
+            nodes.remove(&node.fid);
+        }
+    }
+
     /// Asks for size and epoch.
     pub async fn ask_size(self: &Rc<Self>, node: &Rc<Node>) -> Result<FileState> {
         let body = FileStat { fid: node.fid.into(), counts: false, truncates_after: None };

@@ -255,7 +255,7 @@ impl Inner {
             let flags = opened.flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
             let path = node.path.borrow().clone();
             let op = NamespaceOp::Open(OpOpen { path, flags, mode: 0 });
-            let reply = Box::pin(self.names(&self.options.credentials, op)).await;
+            let reply = Box::pin(self.names(&opened.credentials, op)).await;
             match reply.map(|reply| reply.file) {
                 Ok(Some(handle))
                     if bb_proto::Capability::from(&handle.capability).fid == node.fid =>

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 
-use bb_proto::meta::{FileHandle, FileState};
+use bb_proto::meta::{Credentials, FileHandle, FileState};
 use bb_proto::{Capability, Fid, Fragment, RegionIndex, Rights, TruncateEpoch};
 use bb_runtime::sync::{Notify, Permit};
 use bb_runtime::{Buf, BufMut};
@@ -51,6 +51,8 @@ pub(crate) struct Opened {
     pub capability: Cell<Capability>,
     pub open_id: Cell<u64>,
     pub flags: i32,
+    /// As whom it was opened, and is opened again in another session.
+    pub credentials: Rc<Credentials>,
 }
 
 /// A parity group that is being filled.
@@ -157,12 +159,18 @@ impl Node {
     }
 
     /// Adds an open and takes over what the server said with it.
-    pub fn opened(&self, handle: &FileHandle, flags: i32) -> Rc<Opened> {
+    pub fn opened(
+        &self,
+        handle: &FileHandle,
+        flags: i32,
+        credentials: &Rc<Credentials>,
+    ) -> Rc<Opened> {
         let capability = Capability::from(&handle.capability);
         let opened = Rc::new(Opened {
             capability: Cell::new(capability),
             open_id: Cell::new(handle.open_id),
             flags,
+            credentials: credentials.clone(),
         });
         self.adopt(&capability, handle);
         self.opens.borrow_mut().push(opened.clone());

@@ -233,6 +233,12 @@ impl Inner {
         Ok(())
     }
 
+    /// Memory that a piece may take: whole segments on both ends.
+    fn share_of(&self, plan: &Plan) -> u64 {
+        let len = plan.range.end - plan.range.start;
+        (len + 2 * SEGMENT_BYTES as u64).min(self.reading_bytes_max)
+    }
+
     async fn fetch_one(
         self: &Rc<Self>,
         file: &File,

@@ -175,7 +175,8 @@ fn acknowledged_writes_are_read_back_in_bad_weather() {
 #[test]
 fn planted_errors_are_found() {
     use bb_client::Planted;
-    let found = |planted, test: &dyn Fn(u64, &dyn Fn(&Client))| {
+    type Test<'a> = &'a dyn Fn(u64, &dyn Fn(&Client));
+    let found = |planted, test: Test<'_>| {
         let survives = |seed| {
             let test = || test(seed, &|client: &Client| client.plant(planted));
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(test)).is_ok()

@@ -794,6 +794,9 @@ pub struct FileState {
     /// The newest truncate is not done on the backing file system yet.
     #[prost(bool, tag = "12")]
     pub truncating: bool,
+    /// True if a client has it open, or may have (the grace after a restart is not over).
+    #[prost(bool, tag = "13")]
+    pub open: bool,
 }
 
 /// Bytes of a file, region or cluster by state.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bb_cluster::{ClusterMap, MapError};
-use bb_commitlog::{Class, Lsn, ReplayError};
+use bb_commitlog::{Class, LogError};
 use bb_proto::{Incarnation, Tick};
 use prost::Message;
 
@@ -52,12 +52,11 @@ impl KeeperState {
     /// Takes in a record or a snapshot.
     ///
     /// # Errors
-    /// When it cannot be read.
-    pub fn replay(&mut self, _lsn: Lsn, bytes: &[u8]) -> Result<(), ReplayError> {
-        let record = KeeperRecord::decode(bytes)
-            .map_err(|error| ReplayError(format!("map record: {error}")))?;
+    /// Why it cannot be read.
+    pub fn replay(&mut self, bytes: &[u8]) -> Result<(), String> {
+        let record = KeeperRecord::decode(bytes).map_err(|error| format!("map record: {error}"))?;
         if record.version > FORMAT_VERSION {
-            return Err(ReplayError(format!("map record of newer version {}", record.version)));
+            return Err(format!("map record of newer version {}", record.version));
         }
         if let Some(map) = record.map {
             self.map = map;
@@ -117,7 +116,7 @@ impl Keeper {
     ///
     /// # Errors
     /// When the log fails.
-    pub async fn begin(&self) -> Result<(), bb_commitlog::LogError> {
+    pub async fn begin(&self) -> Result<(), LogError> {
         let incarnation = self.ctx.shared.incarnation.0;
         let ceiling = self.ctx.shared.tick().0 + TICKS_AHEAD;
         self.append(KeeperRecord {
@@ -137,7 +136,7 @@ impl Keeper {
     ///
     /// # Errors
     /// When the log fails.
-    pub async fn set_map(&self, map: ClusterMap) -> Result<(), bb_commitlog::LogError> {
+    pub async fn set_map(&self, map: ClusterMap) -> Result<(), LogError> {
         let bytes = map.encode_map();
         self.append(KeeperRecord {
             version: FORMAT_VERSION,
@@ -155,7 +154,7 @@ impl Keeper {
     ///
     /// # Errors
     /// When the log fails; the tick then stands still.
-    pub async fn run_tick(self: Rc<Self>) -> Result<(), bb_commitlog::LogError> {
+    pub async fn run_tick(self: Rc<Self>) -> Result<(), LogError> {
         loop {
             self.ctx.rt.sleep(TICK).await;
             let next = self.ctx.shared.tick().0 + 1;
@@ -180,7 +179,7 @@ impl Keeper {
         self.state.borrow().snapshot()
     }
 
-    async fn append(&self, record: KeeperRecord) -> Result<(), bb_commitlog::LogError> {
+    async fn append(&self, record: KeeperRecord) -> Result<(), LogError> {
         let bytes = record.encode_to_vec();
         let mut room = self.ctx.log.admit(Class::Control, bytes.len()).await?;
         self.ctx.log.append(Stream::Map.id(), &mut room, &bytes)?.durable.await

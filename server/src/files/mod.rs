@@ -4,14 +4,28 @@
 //! | file | what |
 //! |---|---|
 //! | `record`, `mutation`, `file_table` | what is known of a file, how it changes |
+//! | `service` | open, close, stat, size, registration of regions |
+//! | `truncate` | rule 7 |
+//! | `last_name` | the end of a file; what goes on after a restart |
+//! | `guard` | changes behind our back |
+//! | `opens` | who has what open |
+//! | `peers` | what is asked of other partitions |
 
 mod file_table;
+mod guard;
+mod last_name;
 mod mutation;
+pub mod opens;
+pub mod peers;
 pub mod record;
+mod service;
 #[cfg(test)]
 mod table_tests;
+mod truncate;
 
 pub use file_table::{FILE_BYTES_MAX, FileTable};
 pub use mutation::{FileChange, FileMutation, FileOutcome, FileRefusal};
+pub use peers::{Parts, fid_of};
+pub use service::FileService;
 
 pub use crate::namespace::{SessionMutation, SessionOutcome, SessionTable};

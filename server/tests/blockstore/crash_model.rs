@@ -192,7 +192,7 @@ pub fn run(seed: u64) {
 
 #[test]
 fn what_was_acknowledged_survives_crashes_and_power_cuts_and_no_space_is_lost() {
-    for seed in 0..12 {
+    for seed in 0..8 {
         run(seed);
     }
 }

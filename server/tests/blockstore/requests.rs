@@ -146,10 +146,9 @@ fn puts_at_the_same_time_share_a_flush_and_a_lone_one_needs_none() {
         assert_eq!(process.flushes(), before, "a durable write");
         let puts: Vec<_> = (0..64)
             .map(|sequence| {
-                let (process, data) = (process.clone(), world.data.clone());
+                let process = process.clone();
                 world.rt.spawn(async move {
                     process.put(key(sequence, 0), 16).await.unwrap();
-                    drop(data);
                 })
             })
             .collect();

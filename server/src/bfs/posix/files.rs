@@ -44,7 +44,23 @@ impl Inner {
     }
 
     pub(super) fn stat(&self, binding: &Binding) -> Result<Attributes, BfsError> {
-        Ok(self.bound(binding, false)?.1)
+        if self.root().files().get(binding, false).is_some() {
+            return Ok(self.bound(binding, false)?.1);
+        }
+        // Not opened for it: the binding may be a symbolic link's or a device's.
+        if binding.bfs != self.uuid {
+            return Err(BfsError::Errno(libc::ESTALE));
+        }
+        let flags = libc::O_PATH | libc::O_NOFOLLOW;
+        let (kind, handle) = (binding.handle_type, &binding.handle);
+        let fd = sys::open_handle(self.root().fd.as_fd(), kind, handle, flags)?;
+        let status = sys::status(fd.as_fd(), c"")?;
+        let born = status.birth_ns.map(|ns| if ns == 0 { 1 } else { ns });
+        if status.attributes.links == 0 || (binding.birth_ns != 0 && born != Some(binding.birth_ns))
+        {
+            return Err(BfsError::Errno(libc::ESTALE));
+        }
+        Ok(status.attributes)
     }
 
     pub(super) fn read(

@@ -319,5 +319,10 @@ fn special_files_cannot_be_opened_and_do_not_block_a_thread() {
         let root = user(0);
         assert_eq!(errno(bfs.open(&root, b"/fifo", libc::O_RDONLY, 0).await), libc::ENXIO);
         assert_eq!(errno(bfs.open(&root, b"/fifo", libc::O_WRONLY, 0).await), libc::ENXIO);
+        symlink("nowhere", scratch.bfs_path().join("link")).expect("symlink");
+        for path in [&b"/fifo"[..], b"/link"] {
+            let found = bfs.lookup(&root, path, true).await.expect("found");
+            assert_eq!(bfs.stat(&found.binding).await, Ok(found.attributes));
+        }
     });
 }

@@ -1,0 +1,142 @@
+//! `bbd`: the server.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use bb_proto::DeviceId;
+use bb_server::config::Config;
+use bb_server::daemon::{self, DaemonError};
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Burstbay's server: keeps data on the devices of this node and moves it to and from the backing
+/// file system.
+#[derive(Parser)]
+#[command(name = "bbd", version)]
+struct Arguments {
+    /// Configuration of the node.
+    #[arg(long, short, default_value = "/etc/burstbay/bb.conf", global = true)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve until SIGTERM or SIGINT.
+    Run {
+        /// Go on for good without this device of the cluster map; can be given several times. What
+        /// it held is reconstructed from the others.
+        #[arg(long, value_name = "DEVICE")]
+        give_up: Vec<u32>,
+    },
+    /// Make the devices, the commit log and the backing file system those of a new cluster.
+    Format {
+        /// Format what is in use, too. What it holds is lost.
+        #[arg(long)]
+        force: bool,
+        /// Don't write zeros through files first: quicker now, slower at each first write.
+        #[arg(long)]
+        sparse: bool,
+    },
+    /// Check the configuration and say what it amounts to.
+    Check,
+    /// Print the man page.
+    #[command(hide = true)]
+    Man,
+    /// Print completions for a shell.
+    #[command(hide = true)]
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("BB_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .init();
+    match execute(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            for line in error.to_string().lines() {
+                eprintln!("bbd: {line}");
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn execute(arguments: &Arguments) -> Result<(), DaemonError> {
+    match &arguments.command {
+        Command::Run { give_up } => {
+            let config = Config::load(&arguments.config)?;
+            let give_up: Vec<DeviceId> = give_up.iter().copied().map(DeviceId).collect();
+            daemon::run(&config, &give_up, notify_ready)
+        }
+        Command::Format { force, sparse } => format(&arguments.config, *force, *sparse),
+        Command::Check => check(&arguments.config),
+        Command::Man => print_man(),
+        Command::Completions { shell } => {
+            clap_complete::generate(
+                *shell,
+                &mut Arguments::command(),
+                "bbd",
+                &mut std::io::stdout(),
+            );
+            Ok(())
+        }
+    }
+}
+
+/// Tells systemd, where it started us, that requests are answered.
+fn notify_ready() {
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "cannot notify the service manager");
+    }
+}
+
+fn format(path: &Path, force: bool, sparse: bool) -> Result<(), DaemonError> {
+    let config = Config::load(path)?;
+    let mut shown = u64::MAX;
+    let report = daemon::format(&config, force, sparse, &mut |what, done, all| {
+        let percent = done.saturating_mul(100) / all.max(1);
+        if percent != shown {
+            shown = percent;
+            eprint!("\r{what}: {percent:3} %\x1b[K");
+        }
+    })?;
+    eprintln!("\r\x1b[K");
+    println!(
+        "cluster {} formatted: {} devices, {} MiB",
+        report.cluster,
+        report.devices,
+        report.device_bytes >> 20
+    );
+    Ok(())
+}
+
+fn check(path: &Path) -> Result<(), DaemonError> {
+    let config = Config::load(path)?;
+    println!("{}: good", path.display());
+    println!("node {} on {}", config.node.id, config.node.listen);
+    println!(
+        "{} data devices, {}+{} parity, {} partitions, backing file system {}",
+        config.devices.len(),
+        config.cluster.data,
+        config.cluster.parity,
+        config.cluster.partitions,
+        config.bfs.path.display()
+    );
+    Ok(())
+}
+
+fn print_man() -> Result<(), DaemonError> {
+    clap_mangen::Man::new(Arguments::command())
+        .render(&mut std::io::stdout())
+        .map_err(|error| DaemonError::Os { doing: "print the man page", error })
+}

@@ -1,0 +1,132 @@
+//! `bbd format`: makes files, formats devices, marks the backing file system.
+
+use bb_erasure::CodecId;
+use bb_nvme::create_file;
+use bb_runtime::ThreadPool;
+use bb_runtime::uring::{self, UringOptions};
+
+use super::{DaemonError, open_device, pool};
+use crate::bfs::posix::{self, Limits, PosixBfs, SetupError};
+use crate::blockstore::Uuid;
+use crate::config::{Config, StoreConfig};
+use crate::node::{self, Plan};
+
+/// W of rule 1: longer than a client may hold a sealed group plus a fail-over.
+const WINDOW_TICKS: u32 = 60;
+
+/// What was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormatReport {
+    /// UUID of the new cluster.
+    pub cluster: String,
+    /// Bytes of all data devices.
+    pub device_bytes: u64,
+    /// Number of data devices.
+    pub devices: usize,
+}
+
+/// Formats the node that `config` describes, as a cluster of one. With `force` whatever the
+/// devices hold is overwritten; with `sparse` files are not written through first (rule 13: each
+/// first write is then a good deal slower). `progress` is told what, bytes done, bytes in all.
+///
+/// # Errors
+/// [`DaemonError`].
+pub fn format(
+    config: &Config,
+    force: bool,
+    sparse: bool,
+    progress: &mut dyn FnMut(&str, u64, u64),
+) -> Result<FormatReport, DaemonError> {
+    for store in config.devices.iter().chain([&config.log]) {
+        prepare(store, force, sparse, progress)?;
+    }
+    let bfs = marked_bfs(config)?;
+    let pool = pool(config)?;
+    let (executor, uring) = uring::executor(&UringOptions::for_reactor())?;
+    let rt = executor.rt();
+    let threads = ThreadPool::new("device", 2, 64);
+    let map = executor.block_on(async {
+        let log = open_device(&rt, &uring, &threads, &config.log).await?;
+        let mut devices = Vec::new();
+        for store in &config.devices {
+            devices.push(open_device(&rt, &uring, &threads, store).await?);
+        }
+        let plan = plan(config, bfs);
+        node::format(&rt, &pool, &log, &devices, &plan, progress).await.map_err(DaemonError::from)
+    })?;
+    let cluster: [u8; 16] = map.cluster.as_slice().try_into().unwrap_or_default();
+    Ok(FormatReport {
+        cluster: Uuid(cluster).to_string(),
+        device_bytes: map.devices.iter().map(|d| d.capacity_bytes).sum(),
+        devices: map.devices.len(),
+    })
+}
+
+fn plan(config: &Config, bfs: [u8; 16]) -> Plan {
+    let cluster = &config.cluster;
+    let codec = if cfg!(feature = "isal") { CodecId::ISAL } else { CodecId::REED_SOLOMON_SIMD };
+    Plan {
+        node: config.node.id,
+        address: config.node.listen.clone(),
+        bfs,
+        data: cluster.data,
+        parity: cluster.parity,
+        codec: codec.0,
+        partitions: cluster.partitions,
+        region_log2: cluster.region_bytes.trailing_zeros(),
+        window_ticks: WINDOW_TICKS,
+        deterministic: cluster.deterministic,
+        // Files were written through when they were made; block devices need none of it.
+        write_through: false,
+    }
+}
+
+/// Makes a file where there is none; refuses what holds something.
+fn prepare(
+    store: &StoreConfig,
+    force: bool,
+    sparse: bool,
+    progress: &mut dyn FnMut(&str, u64, u64),
+) -> Result<(), DaemonError> {
+    let path = store.path.display().to_string();
+    let failed = |error| DaemonError::Create { path: path.clone(), error };
+    match std::fs::metadata(&store.path) {
+        Ok(found) if found.is_file() && force && store.size_bytes.is_some() => {
+            std::fs::remove_file(&store.path).map_err(failed)?;
+        }
+        Ok(_) if force || is_blank(&store.path).map_err(failed)? => return Ok(()),
+        Ok(_) => return Err(DaemonError::Occupied { path }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let Some(bytes) = store.size_bytes else {
+        let error = std::io::Error::other("it does not exist, and the configuration gives no size");
+        return Err(failed(error));
+    };
+    create_file(&store.path, bytes, !sparse, |done| progress(&path, done, bytes)).map_err(failed)
+}
+
+/// True if the first MiB holds nothing but zeros: no file system, no device of ours.
+fn is_blank(path: &std::path::Path) -> std::io::Result<bool> {
+    use std::io::Read;
+    let mut first = Vec::new();
+    std::fs::File::open(path)?.take(1 << 20).read_to_end(&mut first)?;
+    Ok(first.iter().all(|byte| *byte == 0))
+}
+
+/// UUID of the backing file system, which is marked if it is not yet.
+fn marked_bfs(config: &Config) -> Result<[u8; 16], DaemonError> {
+    let path = &config.bfs.path;
+    let mut fresh = [0_u8; 16];
+    // SAFETY: sixteen writable bytes.
+    if unsafe { libc::getrandom(fresh.as_mut_ptr().cast(), fresh.len(), 0) } != 16 {
+        let error = std::io::Error::last_os_error();
+        return Err(DaemonError::Os { doing: "draw a UUID", error });
+    }
+    match posix::format(path, fresh) {
+        Ok(()) | Err(SetupError::AlreadyFormatted { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let bfs = PosixBfs::open(path, Limits::default())?;
+    Ok(crate::bfs::Bfs::uuid(&bfs))
+}

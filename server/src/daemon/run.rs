@@ -1,0 +1,181 @@
+//! `bbd run`: serves until a signal says stop.
+
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bb_commitlog::Options;
+use bb_proto::DeviceId;
+use bb_runtime::uring::{self, Uring, UringOptions};
+use bb_runtime::{BufPool, Rt, ThreadPool};
+use bb_transport::auth::NoAuth;
+use bb_transport::link::Network;
+
+use bb_transport::{Address, Client, ClientConfig, Identity, Role, Server, ServerConfig, Tcp};
+
+use super::{DaemonError, open_device, pool};
+use crate::bfs::posix::{Limits, PosixBfs};
+use crate::blockstore;
+use crate::config::Config;
+use crate::node::{Node, Parts, SESSION_LEASE};
+use crate::partition::HostConfig;
+
+/// How long requests that run may take to end after a signal.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Serves as the node that `config` describes, in this thread, until SIGTERM or SIGINT. `ready` is
+/// called once requests are answered. The operator gives up the devices `give_up`: their blocks are
+/// reconstructed from others from now on.
+///
+/// # Errors
+/// [`DaemonError`].
+pub fn run(config: &Config, give_up: &[DeviceId], ready: impl FnOnce()) -> Result<(), DaemonError> {
+    // Before any thread is started, so that none of them takes the signal.
+    let signals = block_signals()?;
+    let bfs = PosixBfs::open(&config.bfs.path, bfs_limits(config))?;
+    let pool = pool(config)?;
+    let (executor, uring) = uring::executor(&UringOptions::for_reactor())?;
+    uring.register_pool(&pool);
+    let rt = executor.rt();
+    let threads = ThreadPool::new("device", 2, 64);
+    executor.block_on(serve(config, give_up, &rt, &uring, &threads, pool, bfs, signals, ready))
+}
+
+fn bfs_limits(config: &Config) -> Limits {
+    let threads = config.bfs.threads;
+    Limits { name_threads: threads, data_threads: threads, ..Limits::default() }
+}
+
+#[expect(clippy::too_many_arguments, reason = "what a process is made of, put together once")]
+async fn serve(
+    config: &Config,
+    give_up: &[DeviceId],
+    rt: &Rt,
+    uring: &Uring,
+    threads: &ThreadPool,
+    pool: BufPool,
+    bfs: PosixBfs,
+    signals: OwnedFd,
+    ready: impl FnOnce(),
+) -> Result<(), DaemonError> {
+    let log = open_device(rt, uring, threads, &config.log).await?;
+    let (mut devices, mut unusable) = (Vec::new(), Vec::new());
+    for store in &config.devices {
+        match open_device(rt, uring, threads, store).await {
+            Ok(device) => devices.push(device),
+            Err(error) => {
+                unusable.push((store.path.display().to_string(), error.to_string()));
+            }
+        }
+    }
+    let network = Tcp::network(uring);
+    let identity = Identity {
+        role: Role::Server,
+        host: format!("node{}", config.node.id).into(),
+        cluster: Vec::new(),
+        incarnation: 0,
+        auth: NoAuth::shared(),
+    };
+    let caller =
+        Client::new(rt, network.clone(), ClientConfig::new(identity.clone(), pool.clone()));
+    let address = Address::from(config.node.listen.as_str());
+    let parts = Parts {
+        address: address.clone(),
+        pool: pool.clone(),
+        log,
+        log_options: Options::default(),
+        devices,
+        unusable,
+        give_up: give_up.to_vec(),
+        bfs: Rc::new(bfs),
+        caller: Rc::new(caller.clone()),
+        blocks: blockstore::Config::default(),
+        host: HostConfig::default(),
+        session_lease: SESSION_LEASE,
+        metadata_bytes_max: config.node.metadata_bytes_max,
+    };
+    let node = Node::start(rt, parts, &|device, progress| {
+        if progress.blocks_done.is_multiple_of(1000) {
+            tracing::info!(
+                device,
+                done = progress.blocks_done,
+                total = progress.blocks_total,
+                "checking blocks after a restart"
+            );
+        }
+    })
+    .await?;
+    caller.set_local(address.clone(), node.clone());
+    let shared = node.context().shared.clone();
+    caller.set_cluster(shared.map().cluster.clone());
+    let identity = Identity {
+        cluster: shared.map().cluster.clone(),
+        incarnation: shared.incarnation.0,
+        ..identity
+    };
+    let server = listen(rt, &*network, &address, node.clone(), identity, pool).await?;
+    tracing::info!(address = %server.address().0, incarnation = %shared.incarnation, "serving");
+    ready();
+    let outcome = until_stopped(uring, &node, signals).await;
+    server.stop(STOP_LIMIT).await;
+    caller.close();
+    if outcome.is_ok()
+        && let Err(error) = node.stop().await
+    {
+        tracing::warn!(%error, "the commit log could not be closed; nothing is lost");
+    }
+    outcome
+}
+
+async fn listen(
+    rt: &Rt,
+    network: &dyn Network,
+    address: &Address,
+    node: Rc<Node>,
+    identity: Identity,
+    pool: BufPool,
+) -> Result<Server, DaemonError> {
+    let listener = network.listen(address).await.map_err(|error| DaemonError::Listen {
+        address: address.0.to_string(),
+        why: error.to_string(),
+    })?;
+    Ok(Server::start(rt, listener, node, ServerConfig::new(identity, pool)))
+}
+
+/// Waits for a signal, or for the commit log to fail.
+async fn until_stopped(uring: &Uring, node: &Node, signals: OwnedFd) -> Result<(), DaemonError> {
+    let signals = uring.adopt(signals);
+    let signal = std::pin::pin!(uring.poll_fd(&signals, libc::POLLIN));
+    let log = node.context().log.clone();
+    let failed = std::pin::pin!(log.failed());
+    match futures_util::future::select(signal, failed).await {
+        futures_util::future::Either::Left((signal, _)) => {
+            signal.map_err(|error| DaemonError::Os { doing: "wait for signals", error })?;
+            tracing::info!("stopping");
+            Ok(())
+        }
+        futures_util::future::Either::Right((error, _)) => Err(DaemonError::LogFailed(error)),
+    }
+}
+
+fn block_signals() -> Result<OwnedFd, DaemonError> {
+    let failed = |doing| {
+        let error = std::io::Error::last_os_error();
+        DaemonError::Os { doing, error }
+    };
+    // SAFETY: `set` is initialised by sigemptyset before it is used, and lives through all calls.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGTERM);
+        libc::sigaddset(&raw mut set, libc::SIGINT);
+        if libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) != 0 {
+            return Err(failed("block signals"));
+        }
+        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 {
+            return Err(failed("make a signal descriptor"));
+        }
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}

@@ -1,0 +1,356 @@
+//! Operations that must not be done twice: intent, backing file system, result (rule 8).
+
+use std::rc::Rc;
+
+use bb_proto::meta::{
+    Attributes, Binding, Credentials, Namespace as Request, NamespaceOp, NamespaceReply, OpTwo,
+};
+use bb_proto::{ClientSequence, Code, Failure, Fid, SessionId};
+
+use super::repeatable::is_regular;
+use super::session_mutation::{Intent, SessionChange, SessionOutcome};
+use super::write_through::{WriteThrough, final_answer, no_session};
+use crate::bfs::{BfsError, Found};
+use crate::files::fid_of;
+use crate::files::peers::{hidden_name, refusal};
+use crate::partition::Partition;
+use crate::planted::{self, Planted};
+
+/// How much older than its intent a directory or file may look that the intent made: clocks of
+/// the backing file system's servers differ, and its times are coarse.
+const CLOCK_SLACK_NS: i64 = 2_000_000_000;
+
+/// Files whose last name may be gone.
+type Gone = Vec<(Fid, Binding)>;
+
+type Number = (SessionId, ClientSequence);
+
+impl WriteThrough {
+    /// A new operation.
+    pub(super) async fn begin(
+        self: &Rc<Self>,
+        partition: &Rc<Partition>,
+        number: Number,
+        request: Request,
+    ) -> Result<NamespaceReply, Failure> {
+        let (source, victim) = self.find_victims(&request).await?;
+        let intent = Intent {
+            process: self.parts.process(),
+            at_ns: self.parts.rt.wall().0,
+            source,
+            victim,
+            request,
+        };
+        let begin = SessionChange::Begin {
+            sequence: number.1,
+            acknowledged: ClientSequence(intent.request.acknowledged),
+            intent: Box::new(intent.clone()),
+        };
+        match self.log(partition, number.0, begin).await? {
+            SessionOutcome::Done => {}
+            SessionOutcome::Known if planted::is(Planted::RetryTwice) => {}
+            SessionOutcome::Known => return Err(Failure::new(Code::Busy, "it is being done")),
+            _ => return Err(no_session()),
+        }
+        let result = self.execute(&intent).await;
+        self.end(partition, number, result).await
+    }
+
+    /// One in doubt: begun, and its result not known.
+    pub(super) async fn settle(
+        self: &Rc<Self>,
+        partition: &Rc<Partition>,
+        number: Number,
+        intent: Intent,
+    ) -> Result<NamespaceReply, Failure> {
+        let process = self.parts.process();
+        if intent.process != process {
+            let gone = self.parts.bfs.proven_gone(intent.process.incarnation).await;
+            if !gone.map_err(|error| refusal(&error))? {
+                return Err(Failure::new(Code::Busy, "the process before is not proven gone"));
+            }
+            let resume = SessionChange::Resume { sequence: number.1, process };
+            self.log(partition, number.0, resume).await?;
+        }
+        self.parts.bfs.check().await.map_err(|error| refusal(&error))?;
+        let result = match self.outcome(&intent).await {
+            Ok(Some(done)) => Ok(done),
+            Ok(None) => self.execute(&intent).await,
+            Err(failure) => Err(failure),
+        };
+        self.end(partition, number, result).await
+    }
+
+    async fn end(
+        self: &Rc<Self>,
+        partition: &Rc<Partition>,
+        number: Number,
+        result: Result<(NamespaceReply, Gone), Failure>,
+    ) -> Result<NamespaceReply, Failure> {
+        let (result, gone) = match result {
+            Ok((reply, gone)) => (Ok(reply), gone),
+            Err(failure) => (Err(failure), Vec::new()),
+        };
+        let Some(answer) = final_answer(&result) else { return result };
+        let end = SessionChange::End { sequence: number.1, answer, gone: gone.clone() };
+        self.log(partition, number.0, end).await?;
+        if !gone.is_empty() {
+            self.tell_gone(partition, number.0, gone);
+        }
+        result
+    }
+
+    /// Tells the partitions of files that their last name may be gone; remembered until they know.
+    pub(super) fn tell_gone(
+        self: &Rc<Self>,
+        partition: &Rc<Partition>,
+        session: SessionId,
+        gone: Gone,
+    ) {
+        let (this, partition) = (self.clone(), partition.clone());
+        self.parts.rt.spawn(async move {
+            for (fid, binding) in gone {
+                while let Err(failure) = this.tell_drop(fid, &binding).await {
+                    tracing::warn!(%fid, %failure, "a removed file is not dropped yet");
+                    this.parts.rt.sleep(super::RETRY).await;
+                }
+                // If this is not logged, it is told again after a restart.
+                let _ = this.log(&partition, session, SessionChange::GoneTold { fid }).await;
+            }
+        });
+    }
+
+    /// Identities of what the operation removes or moves.
+    async fn find_victims(
+        &self,
+        request: &Request,
+    ) -> Result<(Option<Binding>, Option<Binding>), Failure> {
+        let look = |path: &[u8]| self.parts.bfs.lookup(&request.credentials, path, true);
+        Ok(match &request.op {
+            Some(NamespaceOp::Unlink(op) | NamespaceOp::Rmdir(op)) => {
+                (Some(self.ours(look(&op.path).await).await?.binding), None)
+            }
+            Some(NamespaceOp::Rename(op)) => {
+                let source = self.ours(look(&op.from).await).await?.binding;
+                let victim = match self.ours(look(&op.to).await).await {
+                    Err(failure) if failure.errno == libc::ENOENT => None,
+                    other => Some(other?.binding),
+                };
+                (Some(source), victim)
+            }
+            _ => (None, None),
+        })
+    }
+
+    /// Whether an operation in doubt was done: its answer then, nothing if it is to be done (again).
+    async fn outcome(&self, intent: &Intent) -> Result<Option<(NamespaceReply, Gone)>, Failure> {
+        let (path, made) = match &intent.request.op {
+            Some(NamespaceOp::Unlink(op) | NamespaceOp::Rmdir(op)) => (&op.path, None),
+            Some(NamespaceOp::Rename(op)) => (&op.from, None),
+            Some(NamespaceOp::Mkdir(op)) => (&op.path, Some(None)),
+            Some(NamespaceOp::Open(op)) => (&op.path, Some(Some(op))),
+            _ => return Err(Failure::new(Code::Unsupported, "not an operation that is logged")),
+        };
+        // As the server: what the caller may see can have changed.
+        let found = match self.parts.bfs.lookup(&Credentials::default(), path, true).await {
+            Ok(found) => Some(found),
+            Err(BfsError::Errno(libc::ENOENT | libc::ENOTDIR)) => {
+                self.parts.bfs.check().await.map_err(|error| refusal(&error))?;
+                None
+            }
+            Err(error) => return Err(undecided(&error)),
+        };
+        match (made, found) {
+            // Nothing there: a creation was not done, a removal was.
+            (Some(_), None) => Ok(None),
+            (None, found) => {
+                let same =
+                    found.is_some_and(|found| Some(&found.binding) == intent.source.as_ref());
+                Ok((!same).then(|| (NamespaceReply::default(), gone_by(intent))))
+            }
+            (Some(open), Some(found)) => {
+                if !self.is_ours(intent, path, &found).await? {
+                    return Err(Failure::errno(libc::EEXIST, ""));
+                }
+                let found = Found { created: true, ..found };
+                let reply = match open {
+                    Some(op) => self.opened(&intent.request, op, found).await?,
+                    None => made_reply(found.attributes),
+                };
+                Ok(Some((reply, Vec::new())))
+            }
+        }
+    }
+
+    /// True if what is there is what the intent made: empty, the caller's, and not older.
+    async fn is_ours(&self, intent: &Intent, path: &[u8], found: &Found) -> Result<bool, Failure> {
+        let attributes = &found.attributes;
+        let kind = match intent.request.op {
+            Some(NamespaceOp::Mkdir(_)) => libc::S_IFDIR,
+            _ => libc::S_IFREG,
+        };
+        if attributes.mode & libc::S_IFMT != kind
+            || attributes.uid != intent.request.credentials.uid
+            || attributes.mtime_ns < intent.at_ns.saturating_sub(CLOCK_SLACK_NS)
+        {
+            return Ok(false);
+        }
+        if kind == libc::S_IFREG {
+            return Ok(attributes.size == 0);
+        }
+        let page = self.parts.bfs.readdir(&Credentials::default(), path, b"", 1).await;
+        Ok(page.map_err(|error| undecided(&error))?.entries.is_empty())
+    }
+
+    /// Does it on the backing file system.
+    async fn execute(&self, intent: &Intent) -> Result<(NamespaceReply, Gone), Failure> {
+        let (bfs, caller) = (&self.parts.bfs, &intent.request.credentials);
+        match &intent.request.op {
+            Some(NamespaceOp::Mkdir(op)) => {
+                let made = bfs.mkdir(caller, &op.path, op.mode).await;
+                let found = self.made(intent, made).await?;
+                Ok((made_reply(found.attributes), Vec::new()))
+            }
+            Some(NamespaceOp::Open(op)) => {
+                let opened = bfs.open(caller, &op.path, op.flags, op.mode).await;
+                let found = self.made(intent, opened).await?;
+                Ok((self.opened(&intent.request, op, found).await?, Vec::new()))
+            }
+            Some(NamespaceOp::Rmdir(op)) => {
+                let removed = bfs.rmdir(caller, &op.path).await;
+                self.removed(intent, removed).await?;
+                Ok((NamespaceReply::default(), Vec::new()))
+            }
+            Some(NamespaceOp::Unlink(op)) => self.unlink(intent, &op.path).await,
+            Some(NamespaceOp::Rename(op)) => self.rename(intent, op).await,
+            _ => Err(Failure::new(Code::Unsupported, "not an operation that is logged")),
+        }
+    }
+
+    async fn unlink(
+        &self,
+        intent: &Intent,
+        path: &[u8],
+    ) -> Result<(NamespaceReply, Gone), Failure> {
+        let caller = &intent.request.credentials;
+        let kept = self.keep_if_open(intent.source.as_ref()).await?;
+        let removed = self.parts.bfs.unlink(caller, path).await;
+        self.removed_or_unkept(intent, removed, kept).await?;
+        Ok((NamespaceReply::default(), gone_by(intent)))
+    }
+
+    async fn rename(&self, intent: &Intent, op: &OpTwo) -> Result<(NamespaceReply, Gone), Failure> {
+        let caller = &intent.request.credentials;
+        let victim = intent.victim.as_ref().filter(|_| replaces(intent));
+        let kept = self.keep_if_open(victim).await?;
+        let renamed = self.parts.bfs.rename(caller, &op.from, &op.to, op.flags).await;
+        self.removed_or_unkept(intent, renamed, kept).await?;
+        Ok((NamespaceReply::default(), gone_by(intent)))
+    }
+
+    /// Gives a file that is about to lose its last name a hidden one, if a client has it open.
+    async fn keep_if_open(&self, victim: Option<&Binding>) -> Result<Option<Fid>, Failure> {
+        let Some(binding) = victim else { return Ok(None) };
+        let attributes = match self.parts.bfs.stat(binding).await {
+            Ok(attributes) => attributes,
+            // Gone: then the call itself says what is wrong.
+            Err(BfsError::Errno(libc::ESTALE)) => return Ok(None),
+            Err(error) => return Err(refusal(&error)),
+        };
+        if !is_regular(&attributes) || attributes.links != 1 {
+            return Ok(None);
+        }
+        let fid = fid_of(binding);
+        if planted::is(Planted::DropBeforeBfsAgreed) {
+            self.tell_drop(fid, binding).await?;
+        }
+        let state = self.file_state(fid).await?;
+        if !state.known || !state.open {
+            return Ok(None);
+        }
+        match self.parts.bfs.keep(binding, &hidden_name(fid)).await {
+            Ok(()) => Ok(Some(fid)),
+            Err(error) => Err(refusal(&error)),
+        }
+    }
+
+    /// What a removal came to; takes the hidden name back if it was not done.
+    async fn removed_or_unkept(
+        &self,
+        intent: &Intent,
+        result: Result<(), BfsError>,
+        kept: Option<Fid>,
+    ) -> Result<(), Failure> {
+        let result = self.removed(intent, result).await;
+        if let (Err(failure), Some(fid)) = (&result, kept)
+            && !super::write_through::is_open_ended(failure)
+        {
+            let unkept = self.parts.bfs.remove_hidden(&hidden_name(fid)).await;
+            unkept.map_err(|error| refusal(&error))?;
+        }
+        result
+    }
+
+    /// An I/O error says nothing about what was done: then the names tell.
+    async fn removed(&self, intent: &Intent, result: Result<(), BfsError>) -> Result<(), Failure> {
+        match result {
+            Err(error) if is_doubtful(&error) => match self.outcome(intent).await {
+                Ok(Some(_)) => Ok(()),
+                Ok(None) => Err(refusal(&error)),
+                Err(_) => Err(Failure::new(Code::Busy, "it is not known whether it was done")),
+            },
+            result => self.sure(result).await,
+        }
+    }
+
+    /// The same for what makes something.
+    async fn made(
+        &self,
+        intent: &Intent,
+        result: Result<Found, BfsError>,
+    ) -> Result<Found, Failure> {
+        match result {
+            // In doubt: the next attempt looks whether it is there.
+            Err(error) if is_doubtful(&error) => {
+                let detail = format!("it is not known whether it was done: {error}");
+                tracing::warn!(session = intent.request.session, "{detail}");
+                Err(Failure::new(Code::Busy, detail))
+            }
+            result => self.ours(result).await,
+        }
+    }
+}
+
+/// While the names cannot be read, what was done is not known.
+fn undecided(error: &BfsError) -> Failure {
+    match error {
+        BfsError::Errno(_) => Failure::new(Code::Busy, format!("cannot look: {error}")),
+        error => refusal(error),
+    }
+}
+
+fn is_doubtful(error: &BfsError) -> bool {
+    matches!(error, BfsError::Errno(libc::EIO | libc::ETIMEDOUT | libc::EINTR))
+}
+
+fn made_reply(attributes: Attributes) -> NamespaceReply {
+    NamespaceReply { attributes: Some(attributes), ..Default::default() }
+}
+
+/// True if a rename removes what its target named.
+fn replaces(intent: &Intent) -> bool {
+    match &intent.request.op {
+        Some(NamespaceOp::Rename(op)) => op.flags == 0 && intent.victim != intent.source,
+        _ => false,
+    }
+}
+
+/// Files that may have lost their last name. Their partitions ask the backing file system.
+fn gone_by(intent: &Intent) -> Gone {
+    let binding = match &intent.request.op {
+        Some(NamespaceOp::Unlink(_)) => intent.source.as_ref(),
+        Some(NamespaceOp::Rename(_)) if replaces(intent) => intent.victim.as_ref(),
+        _ => None,
+    };
+    binding.map(|binding| (fid_of(binding), binding.clone())).into_iter().collect()
+}

@@ -1,0 +1,187 @@
+//! Sessions: who is there, and for how long; the door to the namespace.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bb_proto::meta::{
+    Done, Namespace as Request, SessionOpen, SessionOpenReply, SessionRenew, decode, encode,
+};
+use bb_proto::{Code, Failure, Kind, PartitionId, ServiceClass, SessionId, partition_of_session};
+use bb_runtime::Instant;
+use bb_transport::{Incoming, Response, Role};
+use futures_util::stream::{self, StreamExt};
+
+use super::Namespace;
+use super::session_mutation::{SessionChange, SessionMutation, SessionOutcome};
+use super::write_through::no_session;
+use crate::files::{FileService, Parts};
+use crate::partition::{Mutation, Partition};
+
+/// Shortest and longest key: 128 random bits at least, so that no two clients draw the same.
+const KEY_BYTES: std::ops::RangeInclusive<usize> = 16..=64;
+/// Partitions that are told at once of the end of a session.
+const PARTITIONS_AT_ONCE: usize = 64;
+
+/// Finds a partition of this node.
+pub type FindPartition = Rc<dyn Fn(PartitionId) -> Option<Rc<Partition>>>;
+
+/// The sessions of this node's partitions.
+pub struct SessionService {
+    parts: Parts,
+    find: FindPartition,
+    namespace: Rc<dyn Namespace>,
+    files: Rc<FileService>,
+    lease: Duration,
+    heard: RefCell<BTreeMap<SessionId, Instant>>,
+}
+
+/// A client's session: XXH3-64 of its key, so that the same key finds the same partition.
+pub fn session_of_key(key: &[u8]) -> SessionId {
+    SessionId(xxhash_rust::xxh3::xxh3_64(key).max(1))
+}
+
+impl SessionService {
+    /// A session that is not heard of for `lease` is dead.
+    pub fn new(
+        parts: Parts,
+        find: FindPartition,
+        namespace: Rc<dyn Namespace>,
+        files: Rc<FileService>,
+        lease: Duration,
+    ) -> Rc<Self> {
+        Rc::new(Self { parts, find, namespace, files, lease, heard: RefCell::default() })
+    }
+
+    /// Answers `SessionOpen`, which addresses nobody.
+    ///
+    /// # Errors
+    /// [`Code::Invalid`] for a key that cannot be used; what the log says.
+    pub async fn open(&self, body: &[u8]) -> Result<Response, Failure> {
+        let open: SessionOpen = decode(body)?;
+        if !KEY_BYTES.contains(&open.key.len()) {
+            return Err(Failure::new(Code::Invalid, "a session's key has 16 to 64 bytes"));
+        }
+        let session = session_of_key(&open.key);
+        let id = partition_of_session(session, self.parts.shared.map().partition_count());
+        let Some(partition) = (self.find)(id) else {
+            let reply: SessionOpenReply = self.parts.ask(Kind::SessionOpen, id, &open).await?;
+            return Ok(Response::body(encode(&reply)));
+        };
+        match self.log(&partition, session, SessionChange::Open(open)).await? {
+            SessionOutcome::Done => {}
+            _ => return Err(Failure::new(Code::Invalid, "that key was used: draw another")),
+        }
+        self.hear(session);
+        let reply = SessionOpenReply {
+            session: session.0,
+            tick: self.parts.shared.tick().0,
+            lease_ms: u32::try_from(self.lease.as_millis()).unwrap_or(u32::MAX),
+        };
+        Ok(Response::body(encode(&reply)))
+    }
+
+    /// Answers a request that was addressed to `partition`.
+    ///
+    /// # Errors
+    /// What the request's handler says.
+    pub async fn handle(
+        self: Rc<Self>,
+        partition: Rc<Partition>,
+        request: Incoming,
+    ) -> Result<Response, Failure> {
+        match request.header.kind {
+            Kind::Namespace => {
+                let ask: Request = decode(&request.body)?;
+                let session = SessionId(ask.session);
+                self.known(&partition, session)?;
+                self.hear(session);
+                let reply = self.namespace.clone().perform(partition, ask).await?;
+                Ok(Response::body(encode(&reply)))
+            }
+            Kind::SessionRenew => {
+                let ask: SessionRenew = decode(&request.body)?;
+                let session = SessionId(ask.session);
+                self.known(&partition, session)?;
+                self.hear(session);
+                Ok(Response::body(encode(&Done {})))
+            }
+            // From a server: the end of a session, to everybody who may have opens of it.
+            Kind::SessionClose if request.peer.role == Role::Server => {
+                self.files.clone().handle(partition, request).await
+            }
+            Kind::SessionClose => {
+                let ask: SessionRenew = decode(&request.body)?;
+                self.close(&partition, SessionId(ask.session)).await?;
+                Ok(Response::body(encode(&Done {})))
+            }
+            kind => {
+                let detail = format!("{kind:?} is not for sessions");
+                Err(Failure::new(Code::Unsupported, detail))
+            }
+        }
+    }
+
+    fn known(&self, partition: &Partition, session: SessionId) -> Result<(), Failure> {
+        partition.state().sessions.get(session).map(drop).ok_or_else(no_session)
+    }
+
+    fn hear(&self, session: SessionId) {
+        self.heard.borrow_mut().insert(session, self.parts.rt.now());
+    }
+
+    async fn log(
+        &self,
+        partition: &Rc<Partition>,
+        session: SessionId,
+        change: SessionChange,
+    ) -> Result<SessionOutcome, Failure> {
+        let mutation = Mutation::Session(SessionMutation { session, change });
+        partition.submit(ServiceClass::Client, mutation).await?.session()
+    }
+
+    /// Ends a session: its opens first, so that a crash in between leaves a session to end again.
+    async fn close(&self, partition: &Rc<Partition>, session: SessionId) -> Result<(), Failure> {
+        if self.known(partition, session).is_err() {
+            return Ok(());
+        }
+        let count = self.parts.shared.map().partition_count();
+        let end = SessionRenew { session: session.0, acknowledged: 0 };
+        let told = stream::iter((0..count).map(PartitionId)).map(|id| {
+            let end = end.clone();
+            async move { self.parts.ask::<_, Done>(Kind::SessionClose, id, &end).await }
+        });
+        let results: Vec<_> = told.buffer_unordered(PARTITIONS_AT_ONCE).collect().await;
+        results.into_iter().collect::<Result<Vec<_>, _>>()?;
+        self.log(partition, session, SessionChange::Close).await?;
+        self.heard.borrow_mut().remove(&session);
+        self.namespace.session_ended(session);
+        Ok(())
+    }
+
+    /// Ends sessions of these partitions whose clients are not heard of, for ever. After a restart
+    /// each has a whole lease to be heard.
+    pub async fn expire(self: Rc<Self>, partitions: Vec<Rc<Partition>>) {
+        loop {
+            self.parts.rt.sleep(self.lease / 4).await;
+            let now = self.parts.rt.now();
+            for partition in &partitions {
+                let dead: Vec<SessionId> = {
+                    let state = partition.state();
+                    let mut heard = self.heard.borrow_mut();
+                    let open = state.sessions.iter().filter(|(_, session)| !session.closed);
+                    open.map(|(id, _)| id)
+                        .filter(|id| now.since(*heard.entry(*id).or_insert(now)) > self.lease)
+                        .collect()
+                };
+                for session in dead {
+                    tracing::info!(session = session.0, "a session's lease is over");
+                    if let Err(failure) = self.close(partition, session).await {
+                        tracing::warn!(session = session.0, %failure, "it is ended later");
+                    }
+                }
+            }
+        }
+    }
+}

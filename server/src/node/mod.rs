@@ -1,0 +1,96 @@
+//! A node: the parts of a server, put together.
+//!
+//! | file | what |
+//! |---|---|
+//! | `format` | makes a new node |
+//! | `start` | brings a node back from its log and devices, in the order in which that is safe |
+//! | `replay` | sorts what the log holds |
+//! | `serve` | who answers which request |
+//! | `checkpoint` | keeps the log short |
+
+mod checkpoint;
+mod format;
+mod replay;
+mod serve;
+mod start;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bb_commitlog::LogError;
+use bb_proto::DeviceId;
+
+use crate::bfs::BfsError;
+use crate::blockstore::{BlockStore, OpenError};
+use crate::context::Context;
+use crate::files::FileService;
+use crate::keeper::Keeper;
+use crate::namespace::SessionService;
+use crate::partition::PartitionHost;
+
+pub use format::{Plan, Progress, format};
+pub use start::{Parts, RecoveryNews, SESSION_LEASE};
+
+/// Why a node cannot start (or be formatted).
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A data device.
+    #[error(transparent)]
+    Device(#[from] OpenError),
+    /// The commit log.
+    #[error("commit log: {0}")]
+    Log(#[from] LogError),
+    /// The map in the log.
+    #[error("commit log: {0}. `bbd format` makes a node")]
+    Map(#[from] bb_cluster::MapError),
+    /// The backing file system.
+    #[error("backing file system: {0}")]
+    Bfs(#[from] BfsError),
+    /// Another backing file system than the one that the cluster was formatted with.
+    #[error(
+        "the backing file system has UUID {found}, the cluster was formatted with {expected}. \
+         Is the right one mounted?"
+    )]
+    OtherBfs {
+        /// What is mounted.
+        found: crate::blockstore::Uuid,
+        /// What the map says.
+        expected: crate::blockstore::Uuid,
+    },
+    /// The devices of the configuration are not those of the map.
+    #[error("{0}")]
+    Devices(String),
+}
+
+/// A node that serves.
+pub struct Node {
+    ctx: Context,
+    keeper: Rc<Keeper>,
+    stores: BTreeMap<DeviceId, Rc<BlockStore>>,
+    partitions: Rc<PartitionHost>,
+    files: Rc<FileService>,
+    sessions: Rc<SessionService>,
+    metadata_bytes_max: u64,
+    stopping: Cell<bool>,
+}
+
+impl Node {
+    /// What its parts share.
+    pub const fn context(&self) -> &Context {
+        &self.ctx
+    }
+
+    /// Ends in good order, after the transport has been stopped: everything acknowledged is
+    /// durable anyway; this spares the next start the search for a torn tail.
+    ///
+    /// # Errors
+    /// The log's failure.
+    pub async fn stop(&self) -> Result<(), LogError> {
+        self.stopping.set(true);
+        // Mutations of background work that was under way may still be on their way to the log.
+        self.ctx.rt.sleep(Duration::from_millis(10)).await;
+        self.ctx.log.close().await
+    }
+}

@@ -1,0 +1,148 @@
+//! Who answers which request.
+
+use std::rc::Rc;
+
+use bb_cluster::DeviceState;
+use bb_proto::meta::{self, ByteCounts, DeviceStatus, GetMap, GetMapReply, NodeStatus};
+use bb_proto::{Code, DeviceId, Failure, Kind};
+use bb_transport::{HandleFuture, Incoming, Peer, Response, Service, Vitals};
+
+use super::Node;
+
+impl Service for Node {
+    fn handle(self: Rc<Self>, request: Incoming) -> HandleFuture {
+        Box::pin(async move { self.route(request).await })
+    }
+
+    fn vitals(&self, kind: Kind, target: u32) -> Vitals {
+        let addressed = match kind {
+            Kind::PutBlock | Kind::GetBlock | Kind::FreeBlocks => {
+                self.stores.get(&DeviceId(target))
+            }
+            _ => None,
+        };
+        addressed.map_or_else(
+            || Vitals { tick: self.ctx.shared.tick(), ..Vitals::default() },
+            |store| store.vitals(),
+        )
+    }
+
+    fn disconnected(&self, peer: &Peer) {
+        tracing::debug!(connection = peer.connection, host = %peer.host, "connection closed");
+    }
+}
+
+impl Node {
+    async fn route(&self, request: Incoming) -> Result<Response, Failure> {
+        match request.header.kind {
+            Kind::Ping => Ok(Response::default()),
+            Kind::GetMap => self.get_map(&request),
+            Kind::NodeStatus => self.node_status(),
+            Kind::PutBlock | Kind::GetBlock | Kind::FreeBlocks => {
+                let device = DeviceId(request.header.target);
+                let store = self.stores.get(&device).ok_or_else(|| {
+                    Failure::new(Code::Fenced, format!("device {device} is not driven here"))
+                })?;
+                store.serve(request).await
+            }
+            Kind::Commit
+            | Kind::CancelCommit
+            | Kind::PgStatus
+            | Kind::PgRelease
+            | Kind::PgHolds
+            | Kind::Lookup
+            | Kind::GetInline
+            | Kind::RegionTruncate
+            | Kind::RegionDrop
+            | Kind::RegionStat => self.partitions.clone().handle(request).await,
+            Kind::SessionOpen => self.sessions.open(&request.body).await,
+            Kind::SessionRenew | Kind::SessionClose | Kind::Namespace => {
+                let partition = self.partitions.addressed(&request.header)?;
+                self.sessions.clone().handle(partition, request).await
+            }
+            Kind::FileOpen
+            | Kind::FileClose
+            | Kind::FileStat
+            | Kind::FileRegions
+            | Kind::FileSize
+            | Kind::FileTruncate
+            | Kind::FileDrop => {
+                let partition = self.partitions.addressed(&request.header)?;
+                self.files.clone().handle(partition, request).await
+            }
+            Kind::FileOperation
+            | Kind::OperationStatus
+            | Kind::RegionOperation
+            | Kind::ReadThrough => {
+                let kind = request.header.kind;
+                Err(Failure::new(Code::Unsupported, format!("{kind:?} is not served yet")))
+            }
+            Kind::Hello | Kind::Auth => {
+                Err(Failure::new(Code::Invalid, "only the first frames of a connection"))
+            }
+        }
+    }
+
+    fn get_map(&self, request: &Incoming) -> Result<Response, Failure> {
+        let asked: GetMap = meta::decode(&request.body)?;
+        let map = self.ctx.shared.map();
+        let bytes = if asked.epoch >= map.epoch { Vec::new() } else { map.encode_map() };
+        Ok(Response::body(meta::encode(&GetMapReply { map: bytes })))
+    }
+
+    fn node_status(&self) -> Result<Response, Failure> {
+        let shared = &self.ctx.shared;
+        let usage = self.ctx.log.usage();
+        let blocks_bytes: usize = self.stores.values().map(|s| s.memory_bytes()).sum();
+        let counts = self.partitions.counts();
+        let sessions =
+            self.partitions.partitions().map(|p| p.state().sessions.iter().count() as u64).sum();
+        let status = NodeStatus {
+            node: shared.node.0,
+            epoch: shared.map().epoch,
+            tick: shared.tick().0,
+            devices: self.device_status(),
+            bytes: ByteCounts {
+                dirty: counts.dirty,
+                pending: counts.pending,
+                clean: counts.clean,
+                deletable: counts.deletable,
+                end: 0,
+                fragments: counts.fragments,
+                groups: self.partitions.partitions().map(|p| p.state().pgs.len() as u64).sum(),
+            },
+            log_bytes: usage.ring_bytes,
+            log_used_bytes: usage.used_bytes,
+            metadata_bytes: blocks_bytes as u64 + self.partitions.metadata_bytes(),
+            metadata_bytes_max: self.metadata_bytes_max,
+            incarnation: shared.incarnation.0,
+            bfs_problem: String::new(),
+            reconstructed_blocks: 0,
+            sessions,
+        };
+        Ok(Response::body(meta::encode(&status)))
+    }
+
+    /// The devices that serve, and those that the map has given up.
+    fn device_status(&self) -> Vec<DeviceStatus> {
+        let map = self.ctx.shared.map();
+        map.devices
+            .iter()
+            .map(|entry| {
+                let failed = entry.state() == DeviceState::Failed;
+                let mut status = self.stores.get(&DeviceId(entry.id)).map_or_else(
+                    || DeviceStatus {
+                        device: entry.id,
+                        capacity_bytes: entry.capacity_bytes,
+                        ..DeviceStatus::default()
+                    },
+                    |store| store.status(),
+                );
+                if failed && status.problem.is_empty() {
+                    status.problem = "given up".to_owned();
+                }
+                status
+            })
+            .collect()
+    }
+}
