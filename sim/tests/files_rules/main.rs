@@ -284,3 +284,48 @@ fn a_file_made_again_behind_our_back_never_shows_old_fragments() {
         assert_eq!(world.file(new).await.bytes.expect("counts").fragments, 0);
     });
 }
+
+#[cfg(feature = "planted")]
+mod planted_errors_are_found {
+    use bb_server::planted::{Planted, set};
+
+    fn found(error: Planted, test: fn()) {
+        set(Some(error));
+        let result = std::panic::catch_unwind(test);
+        set(None);
+        assert!(result.is_err(), "{error:?} was not noticed");
+    }
+
+    #[test]
+    fn a_retry_that_is_done_twice() {
+        found(Planted::RetryTwice, super::rule_8_a_second_request_of_one_number_is_not_done_again);
+    }
+
+    #[test]
+    fn data_that_is_dropped_before_the_name() {
+        let test =
+            super::rule_8_data_goes_only_when_the_backing_file_system_has_removed_the_last_name;
+        found(Planted::DropBeforeBfsAgreed, test);
+    }
+
+    #[test]
+    fn a_size_raise_of_an_old_epoch() {
+        found(
+            Planted::OldSizeRaise,
+            super::rule_7_a_truncate_is_finished_after_a_crash_at_any_moment,
+        );
+    }
+
+    #[test]
+    fn a_guard_that_is_not_compared() {
+        let test =
+            super::a_change_behind_our_back_is_a_conflict_for_dirty_data_and_a_new_start_for_none;
+        found(Planted::IgnoreGuard, test);
+    }
+
+    #[test]
+    fn an_unmounted_file_system_that_is_trusted() {
+        let test = super::rule_11_an_unmounted_file_system_drops_nothing_and_finds_nothing;
+        found(Planted::TrustUnmounted, test);
+    }
+}
