@@ -1,13 +1,14 @@
 //! Reading: what is still here, then the fragment map, then parity groups and the backing file
 //! system, all pieces in parallel.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
 use bb_pgio::{Piece, ReadError, ReadOptions, ReadReport};
 use bb_proto::meta::{self, Lookup, LookupReply, PgStatus, PgStatusReply, ReadThrough};
 use bb_proto::{
-    Capability, Code, Fragment, Kind, PAYLOAD_BYTES_MAX, PgDescriptor, Reader, partition_of,
+    Capability, Code, Fragment, Kind, PAYLOAD_BYTES_MAX, PgDescriptor, PgId, Reader, partition_of,
 };
 use futures_util::StreamExt;
 use futures_util::stream::{self, FuturesUnordered};
@@ -210,14 +211,26 @@ impl Inner {
         sequential: bool,
         confirmed: Option<&PgDescriptor>,
     ) -> std::result::Result<(), Failed> {
-        let mut gets: FuturesUnordered<_> =
-            plans
-                .iter()
-                .map(|plan| async move {
-                    (plan, self.fetch_one(file, plan, sequential, confirmed).await)
-                })
-                .collect();
-        while let Some((plan, got)) = gets.next().await {
+        // Several pieces of one group, as of a file in small writes, come in whole segments: once.
+        let mut pieces: BTreeMap<PgId, u32> = BTreeMap::new();
+        for plan in plans {
+            if let Source::Group { descriptor, .. } = &plan.source {
+                *pieces.entry(descriptor.pg).or_default() += 1;
+            }
+        }
+        let many = |plan: &Plan| match &plan.source {
+            Source::Group { descriptor, .. } => pieces[&descriptor.pg] > 1,
+            Source::Backing | Source::Zeros => false,
+        };
+        let get = |plan| {
+            let whole = sequential || many(plan);
+            async move {
+                let permit = self.reading.acquire(self.share_of(plan)).await;
+                (plan, permit, self.fetch_one(file, plan, whole, confirmed).await)
+            }
+        };
+        let mut gets: FuturesUnordered<_> = plans.iter().map(get).collect();
+        while let Some((plan, _permit, got)) = gets.next().await {
             let to = &mut out[index(plan.range.start - range.start)..]
                 [..index(plan.range.end - plan.range.start)];
             match got? {
@@ -243,7 +256,7 @@ impl Inner {
         self: &Rc<Self>,
         file: &File,
         plan: &Plan,
-        sequential: bool,
+        whole: bool,
         confirmed: Option<&PgDescriptor>,
     ) -> std::result::Result<Got, Failed> {
         let len = index(plan.range.end - plan.range.start);
@@ -255,7 +268,7 @@ impl Inner {
                 let options = ReadOptions { stale_is_missing: trusted.is_some() };
                 let descriptor = trusted.unwrap_or(descriptor);
                 let capability = self.capability_of(&file.node, &file.opened.capability.get());
-                let whole = sequential || descriptor.data_bytes() <= WHOLE_BYTES_MAX;
+                let whole = whole || descriptor.data_bytes() <= WHOLE_BYTES_MAX;
                 let pieces = self
                     .group(&capability, descriptor, *pg_offset, len, options, whole)
                     .await
