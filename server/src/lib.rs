@@ -11,3 +11,4 @@ pub mod namespace;
 pub mod node;
 pub mod partition;
 pub mod planted;
+pub mod residency;

@@ -42,6 +42,14 @@ pub enum Planted {
     IgnoreGuard,
     /// Rule 11: "no such file" of a file system that is not mounted is believed.
     TrustUnmounted,
+    /// Rule 10: a sync writes to the backing file system before its intent is in the log.
+    SyncWithoutIntent,
+    /// A sync marks clean what the backing file system has not made durable.
+    CleanBeforeBfsFsync,
+    /// Rule 10: what a predecessor was writing counts as settled without proof that it is gone.
+    IgnoreHungWrite,
+    /// Rule 11: dirty bytes are dropped because the backing file system is not there.
+    DropDirtyUnmounted,
 }
 
 #[cfg(feature = "planted")]
