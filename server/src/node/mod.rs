@@ -29,6 +29,7 @@ use crate::files::FileService;
 use crate::keeper::Keeper;
 use crate::namespace::SessionService;
 use crate::partition::PartitionHost;
+use crate::residency::Residency;
 
 pub use format::{Plan, Progress, format};
 pub use start::{Parts, RecoveryNews, SESSION_LEASE};
@@ -72,6 +73,7 @@ pub struct Node {
     partitions: Rc<PartitionHost>,
     files: Rc<FileService>,
     sessions: Rc<SessionService>,
+    residency: Rc<Residency>,
     metadata_bytes_max: u64,
     stopping: Cell<bool>,
 }

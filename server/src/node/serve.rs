@@ -73,10 +73,7 @@ impl Node {
             Kind::FileOperation
             | Kind::OperationStatus
             | Kind::RegionOperation
-            | Kind::ReadThrough => {
-                let kind = request.header.kind;
-                Err(Failure::new(Code::Unsupported, format!("{kind:?} is not served yet")))
-            }
+            | Kind::ReadThrough => self.residency.serve(request).await,
             Kind::Hello | Kind::Auth => {
                 Err(Failure::new(Code::Invalid, "only the first frames of a connection"))
             }

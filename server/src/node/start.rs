@@ -26,6 +26,7 @@ use crate::files::FileService;
 use crate::keeper::Keeper;
 use crate::namespace::{FindPartition, Namespace, SessionService, WriteThrough};
 use crate::partition::{HostConfig, PartitionHost, background, journal::Journal};
+use crate::residency::Residency;
 
 /// Usual lease of a session: several lost renewals, and a server that restarts.
 pub const SESSION_LEASE: Duration = Duration::from_secs(60);
@@ -103,6 +104,7 @@ impl Node {
             let lease = parts.session_lease;
             SessionService::new((&ctx).into(), find, names.clone(), files.clone(), lease)
         };
+        let residency = Residency::new(ctx.clone(), partitions.clone());
         for partition in partitions.partitions() {
             names.clone().resume(partition);
             files.resume(partition);
@@ -115,6 +117,7 @@ impl Node {
             partitions,
             files,
             sessions,
+            residency,
             metadata_bytes_max: parts.metadata_bytes_max,
             stopping: false.into(),
         });
@@ -138,6 +141,7 @@ impl Node {
         rt.spawn(background::run(Rc::downgrade(&self.partitions)));
         let all = self.partitions.partitions().cloned().collect();
         rt.spawn(self.sessions.clone().expire(all));
+        self.residency.start();
     }
 }
 

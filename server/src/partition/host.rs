@@ -80,6 +80,16 @@ pub struct PartitionHost {
     pub(super) holders: RefCell<BTreeSet<(PgId, PartitionId)>>,
 }
 
+impl crate::residency::Partitions for PartitionHost {
+    fn get(&self, id: PartitionId) -> Option<Rc<Partition>> {
+        self.partition(id).cloned()
+    }
+
+    fn all(&self) -> Vec<Rc<Partition>> {
+        self.partitions().cloned().collect()
+    }
+}
+
 impl PartitionHost {
     /// The partitions that the map gives this node, in the states that replay has brought.
     pub fn new(
