@@ -18,6 +18,9 @@ use crate::node::Node;
 use crate::options::ClientOptions;
 use crate::session::Session;
 
+/// How often a session may be lost while the files are opened in it.
+const RECOVERIES: u32 = 4;
+
 /// A client of a cluster. Cheap to clone; clones share session, files and memory.
 ///
 /// Memory: written bytes that are not acknowledged stay within `write_back_bytes` (parity, at most
@@ -36,6 +39,7 @@ pub(crate) struct Inner {
     pub session: Rc<Session>,
     pub io: PgIo,
     pub options: Rc<ClientOptions>,
+    pub recovering: Semaphore,
     pub nodes: RefCell<BTreeMap<Fid, Rc<Node>>>,
     /// Bytes that may still be written before the cluster acknowledges some.
     pub budget: Semaphore,
@@ -77,6 +81,7 @@ impl Client {
             link,
             session,
             io,
+            recovering: Semaphore::new(1),
             nodes: RefCell::default(),
             budget: Semaphore::new(options.write_back_bytes),
             reading: Semaphore::new(share.max(4 << 20)),
@@ -148,21 +153,58 @@ impl Inner {
         bb_pgio::usable_geometry(&map, wanted)
     }
 
-    /// A server does not know the session: opens another, and the files in it.
-    pub async fn recover(self: &Rc<Self>, lost: SessionId) -> Result<()> {
-        if !self.session.replace(lost).await? {
-            return Ok(());
+    /// A server does not know the session `lost`: opens another, and the files in it. Done when that
+    /// is done, also where somebody else had begun with it.
+    async fn recover(self: &Rc<Self>, lost: SessionId) -> Result<()> {
+        let _one = self.recovering.acquire(1).await;
+        let mut lost = lost;
+        for _ in 0..RECOVERIES {
+            if !self.session.replace(lost).await? {
+                return Ok(());
+            }
+            lost = self.session.id();
+            if self.reopen_all().await {
+                return Ok(());
+            }
         }
-        let nodes: Vec<Rc<Node>> = self.nodes.borrow().values().cloned().collect();
-        for node in nodes {
-            self.reopen(&node).await;
-        }
-        Ok(())
+        Err(Error::errno_of(libc::EIO, "servers forget each session at once"))
     }
 
-    /// True if `error` says that the session is lost and another is open now.
+    /// False where the new session was lost meanwhile.
+    async fn reopen_all(self: &Rc<Self>) -> bool {
+        let nodes: Vec<Rc<Node>> = self.nodes.borrow().values().cloned().collect();
+        for node in nodes {
+            match self.reopen(&node).await {
+                Ok(()) => {}
+                Err(error) if error.is(Code::NoSession) => return false,
+                Err(error) => node.fail(error),
+            }
+        }
+        true
+    }
+
+    /// True if `error` says that the session `used` is lost, and another is open now.
     pub async fn recovered(self: &Rc<Self>, error: &Error, used: SessionId) -> bool {
         error.is(Code::NoSession) && Box::pin(self.recover(used)).await.is_ok()
+    }
+
+    /// The same for a request that carried a capability of that session: true if the file has one
+    /// of another now.
+    pub async fn renewed(self: &Rc<Self>, error: &Error, node: &Node, used: SessionId) -> bool {
+        self.recovered(error, used).await && node.session() != used
+    }
+
+    /// Waits until the file can be written to in the current session; which.
+    pub async fn writable(self: &Rc<Self>, node: &Node) -> Result<SessionId> {
+        let session = node.write_capability.get().session;
+        if session != self.session.id() {
+            Box::pin(self.recover(session)).await?;
+        }
+        let session = node.write_capability.get().session;
+        if session == self.session.id() {
+            return Ok(session);
+        }
+        Err(Error::errno_of(libc::ESTALE, "the file could not be opened again"))
     }
 
     /// Writes back every file.

@@ -55,9 +55,14 @@ impl Inner {
         let blocks = matches!(descriptor.body, PgBody::Blocks { .. });
         let mut maybe_applied = false;
         for attempt in 0.. {
+            let capability = node.write_capability.get();
+            if capability.session != session {
+                // The group's session is gone, and with it whatever may still be on its way.
+                return End::Again;
+            }
             let raise = is_record && end > node.size_acknowledged.get();
             let commit = Commit {
-                capability: node.write_capability.get(),
+                capability,
                 epoch: node.epoch.get(),
                 size_raise: if raise { end } else { 0 },
                 stage: OpId(0),

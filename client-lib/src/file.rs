@@ -67,7 +67,7 @@ impl Client {
         };
         if flags & libc::O_TRUNC != 0 && was_dirty {
             // The server cut what it had. What this client wrote before must go as well.
-            file.truncate(0).await?;
+            file.cut(0).await?;
         }
         Ok(file)
     }
@@ -234,13 +234,18 @@ impl File {
     pub async fn truncate(&self, size: u64) -> Result<()> {
         self.may(Rights::WRITE)?;
         checked(size, 0)?;
+        self.cut(size).await
+    }
+
+    async fn cut(&self, size: u64) -> Result<()> {
         let inner = self.inner();
         // Ours, written before, must be ordered before the cut.
         inner.flush(&self.node).await?;
         loop {
             let number = inner.session.number();
+            let capability = self.node.write_capability.get();
             let body = meta::encode(&FileTruncate {
-                capability: (&self.node.write_capability.get()).into(),
+                capability: (&capability).into(),
                 size,
                 session: number.id.0,
                 sequence: number.sequence,
@@ -254,7 +259,7 @@ impl File {
                     self.node.maps.borrow_mut().forget();
                     return Ok(());
                 }
-                Err(error) if inner.recovered(&error, number.id).await => {}
+                Err(error) if inner.renewed(&error, &self.node, capability.session).await => {}
                 Err(error) => return Err(error),
             }
         }
@@ -295,17 +300,24 @@ async fn close(inner: Rc<Inner>, node: Rc<Node>, opened: Rc<Opened>) -> Result<(
     let writer = opened.flags & libc::O_ACCMODE != libc::O_RDONLY;
     let flushed = if writer { inner.flush(&node).await } else { Ok(()) };
     let raise = if flushed.is_ok() && writer { node.reached.get() } else { 0 };
-    let body = meta::encode(&FileSize {
-        capability: (&opened.capability.get()).into(),
-        epoch: node.epoch.get().0,
-        size: raise,
-        append: 0,
-        durable_name: false,
-        open_id: opened.open_id.get(),
-        mtime_ns: if writer { node.mtime_ns.take() } else { 0 },
-    });
-    let told =
-        inner.link.ask(inner.record_partition(node.fid), &Ask::new(Kind::FileClose, body)).await;
+    let mtime_ns = if writer { node.mtime_ns.take() } else { 0 };
+    let told = loop {
+        let capability = opened.capability.get();
+        let body = meta::encode(&FileSize {
+            capability: (&capability).into(),
+            epoch: node.epoch.get().0,
+            size: raise,
+            append: 0,
+            durable_name: false,
+            open_id: opened.open_id.get(),
+            mtime_ns,
+        });
+        let ask = Ask::new(Kind::FileClose, body);
+        match inner.link.ask(inner.record_partition(node.fid), &ask).await {
+            Err(error) if inner.renewed(&error, &node, capability.session).await => {}
+            told => break told,
+        }
+    };
     node.opens.borrow_mut().retain(|other| !Rc::ptr_eq(other, &opened));
     inner.forget_unused(&node);
     flushed?;
@@ -375,9 +387,9 @@ impl Inner {
         durable_name: bool,
     ) -> Result<FileState> {
         loop {
-            let session = self.session.id();
+            let capability = node.write_capability.get();
             let body = meta::encode(&FileSize {
-                capability: (&node.write_capability.get()).into(),
+                capability: (&capability).into(),
                 epoch: node.epoch.get().0,
                 size,
                 append,
@@ -392,7 +404,7 @@ impl Inner {
                     node.saw_state(&state);
                     return Ok(state);
                 }
-                Err(error) if self.recovered(&error, session).await => {}
+                Err(error) if self.renewed(&error, node, capability.session).await => {}
                 Err(error) => return Err(error),
             }
         }

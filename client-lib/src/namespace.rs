@@ -231,44 +231,52 @@ impl Inner {
         op: NamespaceOp,
     ) -> Result<NamespaceReply> {
         loop {
-            let number = self.session.number();
-            let body = meta::encode(&Namespace {
-                session: number.id.0,
-                sequence: number.sequence,
-                acknowledged: self.session.acknowledged(),
-                credentials: credentials.clone(),
-                op: Some(op.clone()),
-            });
-            let ask = Ask::new(Kind::Namespace, body);
-            match self.link.ask(self.session.partition(), &ask).await {
-                Ok(answer) => return Ok(meta::decode(&answer.body)?),
-                Err(error) if self.recovered(&error, number.id).await => {}
-                Err(error) => return Err(error),
+            let session = self.session.id();
+            match self.names_once(credentials, op.clone()).await {
+                Err(error) if self.recovered(&error, session).await => {}
+                result => return result,
             }
         }
     }
 
+    /// In the current session only.
+    async fn names_once(
+        self: &Rc<Self>,
+        credentials: &meta::Credentials,
+        op: NamespaceOp,
+    ) -> Result<NamespaceReply> {
+        let number = self.session.number();
+        let body = meta::encode(&Namespace {
+            session: number.id.0,
+            sequence: number.sequence,
+            acknowledged: self.session.acknowledged(),
+            credentials: credentials.clone(),
+            op: Some(op),
+        });
+        let ask = Ask::new(Kind::Namespace, body);
+        let answer = self.link.ask(self.session.partition(), &ask).await?;
+        Ok(meta::decode(&answer.body)?)
+    }
+
     /// Opens the file's handles again in the new session.
-    pub async fn reopen(self: &Rc<Self>, node: &Rc<Node>) {
+    pub async fn reopen(self: &Rc<Self>, node: &Rc<Node>) -> Result<()> {
         let opens = node.opens.borrow().clone();
         for opened in opens {
             let flags = opened.flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
             let path = node.path.borrow().clone();
             let op = NamespaceOp::Open(OpOpen { path, flags, mode: 0 });
-            let reply = Box::pin(self.names(&opened.credentials, op)).await;
-            match reply.map(|reply| reply.file) {
-                Ok(Some(handle))
-                    if bb_proto::Capability::from(&handle.capability).fid == node.fid =>
-                {
+            let reply = self.names_once(&opened.credentials, op).await?;
+            match reply.file {
+                Some(handle) if bb_proto::Capability::from(&handle.capability).fid == node.fid => {
                     let capability = bb_proto::Capability::from(&handle.capability);
                     opened.capability.set(capability);
                     opened.open_id.set(handle.open_id);
                     node.adopt(&capability, &handle);
                 }
-                Ok(_) => node.fail(Error::errno_of(libc::ESTALE, "another file has the name now")),
-                Err(error) => node.fail(error),
+                _ => return Err(Error::errno_of(libc::ESTALE, "another file has the name now")),
             }
         }
         node.maps.borrow_mut().forget();
+        Ok(())
     }
 }

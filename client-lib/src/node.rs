@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use bb_proto::meta::{Credentials, FileHandle, FileState};
-use bb_proto::{Capability, Fid, Fragment, RegionIndex, Rights, TruncateEpoch};
+use bb_proto::{Capability, Fid, Fragment, RegionIndex, Rights, SessionId, TruncateEpoch};
 use bb_runtime::sync::{Notify, Permit};
 use bb_runtime::{Buf, BufMut};
 
@@ -249,6 +249,13 @@ impl Node {
         self.reached.get() > 0
             || self.open_group.borrow().is_some()
             || self.groups.borrow().iter().any(|g| !g.failed.get())
+    }
+
+    /// The session that the file is open in.
+    pub fn session(&self) -> SessionId {
+        let opens = self.opens.borrow();
+        let first = opens.first().map(|o| o.capability.get().session);
+        first.unwrap_or(self.write_capability.get().session)
     }
 
     pub fn region_of(&self, offset: u64) -> RegionIndex {

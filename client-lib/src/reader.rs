@@ -97,7 +97,7 @@ impl Inner {
                     }
                 }
                 Err(Failed::Session(used, error)) => {
-                    if !self.recovered(&error, used).await {
+                    if !self.renewed(&error, node, used).await {
                         return Err(error);
                     }
                 }
@@ -173,18 +173,13 @@ impl Inner {
             partition_of(node.fid, node.region_of(start), self.link.map().partition_count());
         let mut from = start;
         while from < end {
-            let session = self.session.id();
             // Another session's capability may have come since the read began.
-            let capability = if capability.session == session {
-                *capability
-            } else {
-                self.capability_of(node, capability)
-            };
+            let capability = self.capability_of(node, capability);
             let body = Lookup { capability: (&capability).into(), offset: from, len: end - from };
             let ask = Ask::new(Kind::Lookup, meta::encode(&body));
             let answer = match self.link.ask(partition, &ask).await {
                 Ok(answer) => answer,
-                Err(error) if self.recovered(&error, session).await => continue,
+                Err(error) if self.renewed(&error, node, capability.session).await => continue,
                 Err(error) => return Err(error),
             };
             let reply: LookupReply = meta::decode(&answer.body)?;

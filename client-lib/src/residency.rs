@@ -41,8 +41,9 @@ impl File {
         self.fsync_if_dirty().await?;
         loop {
             let number = inner.session.number();
+            let capability = self.opened.capability.get();
             let body = meta::encode(&FileOperation {
-                capability: (&self.opened.capability.get()).into(),
+                capability: (&capability).into(),
                 residency: residency as i32,
                 offset,
                 len,
@@ -59,7 +60,7 @@ impl File {
                     let client = self.client.clone();
                     return Ok(Operation { client, partition, id: OpId(state.op) });
                 }
-                Err(error) if inner.recovered(&error, number.id).await => {}
+                Err(error) if inner.renewed(&error, &self.node, capability.session).await => {}
                 Err(error) => return Err(error),
             }
         }

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bb_proto::meta::{self, SessionOpen, SessionOpenReply, SessionRenew};
 use bb_proto::{Code, Kind, PartitionId, PgId, SessionId, Tick, partition_of_session};
-use bb_runtime::sync::Semaphore;
 
 use crate::error::Result;
 use crate::link::{Ask, Link};
@@ -22,7 +21,6 @@ pub(crate) struct Session {
     next: Cell<u64>,
     under_way: RefCell<BTreeSet<u64>>,
     next_pg: Cell<u32>,
-    opening: Semaphore,
 }
 
 /// A numbered operation. Its result may be forgotten by the server once this is dropped.
@@ -50,7 +48,6 @@ impl Session {
             next: Cell::new(1),
             under_way: RefCell::default(),
             next_pg: Cell::new(1),
-            opening: Semaphore::new(1),
         });
         session.open_now().await?;
         let rt = session.link.rt().clone();
@@ -87,10 +84,9 @@ impl Session {
         partition_of_session(self.id.get(), self.link.map().partition_count())
     }
 
-    /// The server does not know session `lost`: opens another, once for all that noticed. True if
-    /// this call did it: its caller reopens the files.
+    /// The server does not know session `lost`: opens another, unless that was done. One call at a
+    /// time. True if this one did it: its caller reopens the files.
     pub async fn replace(&self, lost: SessionId) -> Result<bool> {
-        let _one = self.opening.acquire(1).await;
         if self.id.get() != lost {
             return Ok(false);
         }

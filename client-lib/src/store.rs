@@ -53,12 +53,13 @@ impl Inner {
         while !group.left.borrow().is_empty() {
             match self.store_share(node, group, &mut inline, give_up).await {
                 Ok(()) => {}
-                Err(Stop::Again) => self.link.back_off(0).await,
+                Err(Stop::Again) if self.rt().now() < give_up => self.link.back_off(0).await,
+                Err(Stop::Again) => {
+                    give_up_on(node, group, self.link.timed_out());
+                    break;
+                }
                 Err(Stop::Failed(error, unresolved)) => {
-                    node.fail(error);
-                    group.failed.set(true);
-                    *group.contents.borrow_mut() = None;
-                    node.progress.notify_all();
+                    give_up_on(node, group, error);
                     self.resolve(node, unresolved).await;
                     break;
                 }
@@ -88,7 +89,7 @@ impl Inner {
         }
         let first = node.region_of(share.fragments[0].offset);
         let partitions = self.link.map().partition_count();
-        let session = self.session.id();
+        let session = self.writable(node).await.map_err(failed)?;
         let pg = self.session.mint(partition_of(node.fid, first, partitions));
         let travels = *inline && share.used <= self.options.inline_bytes_max && share.base == 0;
         let (descriptor, payload) = if travels {
@@ -215,6 +216,9 @@ impl Inner {
         let sealed = self.encode(group, share).await?;
         for attempt in 0.. {
             let capability = node.write_capability.get();
+            if capability.session != pg.session {
+                return Err(Stop::Again);
+            }
             let error = match self.io.write(&capability, pg, &sealed).await {
                 Ok(descriptor) => return Ok(descriptor),
                 Err(error) => error,
@@ -360,16 +364,16 @@ impl Inner {
             return Ok(());
         }
         loop {
-            let session = self.session.id();
-            let capability = (&node.write_capability.get()).into();
-            let body = meta::encode(&meta::FileRegions { capability, run });
+            let capability = node.write_capability.get();
+            let session = capability.session;
+            let body = meta::encode(&meta::FileRegions { capability: (&capability).into(), run });
             match self
                 .link
                 .ask(self.record_partition(node.fid), &Ask::new(Kind::FileRegions, body))
                 .await
             {
                 Ok(_) => break,
-                Err(error) if self.recovered(&error, session).await => {}
+                Err(error) if self.renewed(&error, node, session).await => {}
                 Err(error) => return Err(error),
             }
         }
@@ -381,6 +385,14 @@ impl Inner {
     pub fn record_partition(&self, fid: bb_proto::Fid) -> PartitionId {
         partition_of(fid, RegionIndex(0), self.link.map().partition_count())
     }
+}
+
+/// The group's bytes are lost, and the file has the error.
+fn give_up_on(node: &Node, group: &Group, error: Error) {
+    node.fail(error);
+    group.failed.set(true);
+    *group.contents.borrow_mut() = None;
+    node.progress.notify_all();
 }
 
 /// These fragments of the group are committed.
