@@ -338,3 +338,15 @@ pub(crate) fn by_region(
     }
     regions
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_file_without_dirty_data_costs_less_than_a_kib() {
+        // Apart from its path and the pages of its fragment map.
+        let bytes = size_of::<Node>() + size_of::<Opened>() + size_of::<crate::File>();
+        assert!(bytes < 1024, "{bytes}");
+    }
+}

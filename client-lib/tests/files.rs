@@ -112,7 +112,7 @@ fn random_reads_writes_truncates_and_reopens_match_a_byte_array() {
     }
 }
 
-/// Loses requests and answers, lets some arrive late, says busy, moves the horizon.
+/// Loses requests and answers, lets some arrive late, says busy, moves the horizon, forgets sessions.
 fn bad_weather(rt: &Rt, fake: &Rc<Fake>) {
     let (rt, fake2) = (rt.clone(), Rc::downgrade(fake));
     fake.on_request(move |request| {
@@ -124,6 +124,11 @@ fn bad_weather(rt: &Rt, fake: &Rc<Fake>) {
         {
             let slot = fake.tick().saturating_sub(1);
             fake.state.borrow_mut().horizon = slot;
+        }
+        if rt.random_below(100) == 0
+            && let Some(fake) = fake2.upgrade()
+        {
+            fake.state.borrow_mut().sessions.clear();
         }
         match rt.random_below(30) {
             0 => Fate::Lost,
