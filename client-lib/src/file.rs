@@ -9,12 +9,12 @@ use bb_proto::meta::{
 };
 use bb_proto::{Kind, Rights, TruncateEpoch};
 
+use crate::ahead::ReadAhead;
 use crate::client::{Client, Inner};
 use crate::error::{Error, Result};
 use crate::link::Ask;
 use crate::namespace::clean;
 use crate::node::{Node, Opened};
-use crate::reader::ReadAhead;
 
 /// An open file. Close it: what is dropped without is closed in the background, its errors lost.
 pub struct File {

@@ -1,6 +1,7 @@
 //! The client: packs what applications write into parity groups, reads it back, and speaks for them
 //! to the servers. Async and single-threaded; [`blocking`] is for everybody else.
 
+mod ahead;
 pub mod blocking;
 mod cache;
 mod client;

@@ -11,7 +11,7 @@ use bb_proto::{
     Capability, Code, Fragment, Kind, PAYLOAD_BYTES_MAX, PgDescriptor, PgId, Reader, partition_of,
 };
 use futures_util::StreamExt;
-use futures_util::stream::{self, FuturesUnordered};
+use futures_util::stream::FuturesUnordered;
 
 use crate::cache::{Cached, SEGMENT_BYTES};
 use crate::client::Inner;
@@ -26,34 +26,17 @@ use crate::ranges::subtract;
 const STALE_TRIES: u32 = 16;
 /// Groups smaller than this are fetched whole: the next read wants the rest.
 const WHOLE_BYTES_MAX: u64 = 64 << 10;
-/// First window of read-ahead, in bytes; doubles with each sequential read.
-const AHEAD_BYTES_MIN: u64 = 1 << 20;
-/// Segments that read-ahead fetches at a time.
-const AHEAD_PARALLEL: usize = 8;
-
-/// What an open file's last reads say about the next.
-#[derive(Default)]
-pub(crate) struct ReadAhead {
-    /// Where the last read ended, in the file.
-    next: u64,
-    /// Where it ended in its group: a reader that follows the order of writing.
-    group: Option<(bb_proto::PgId, u64)>,
-    window: u64,
-    /// Fetched or under way up to here.
-    done: u64,
-    running: bool,
-}
-
-/// A piece of a read.
-enum Source {
+/// Where a piece of a read comes from.
+pub(crate) enum Source {
     Group { descriptor: Rc<PgDescriptor>, pg_offset: usize },
     Backing,
     Zeros,
 }
 
-struct Plan {
-    range: Range<u64>,
-    source: Source,
+/// A piece of a read.
+pub(crate) struct Plan {
+    pub range: Range<u64>,
+    pub source: Source,
 }
 
 /// What came for a piece.
@@ -63,7 +46,7 @@ enum Got {
     Zeros,
 }
 
-fn index(n: u64) -> usize {
+pub(crate) fn index(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
@@ -109,7 +92,7 @@ impl Inner {
     }
 
     /// Where the bytes of a range are.
-    async fn plan(
+    pub async fn plan(
         self: &Rc<Self>,
         node: &Rc<Node>,
         capability: &Capability,
@@ -191,7 +174,7 @@ impl Inner {
     }
 
     /// The newest capability of the file with the same rights.
-    fn capability_of(&self, node: &Node, old: &Capability) -> Capability {
+    pub fn capability_of(&self, node: &Node, old: &Capability) -> Capability {
         let session = self.session.id();
         let fits = |c: &Capability| c.session == session && c.rights.allows(old.rights);
         node.opens.borrow().iter().map(|o| o.capability.get()).find(fits).unwrap_or(*old)
@@ -306,7 +289,7 @@ impl Inner {
     }
 
     /// A segment of a group, kept.
-    async fn segment(
+    pub async fn segment(
         self: &Rc<Self>,
         capability: &Capability,
         descriptor: &PgDescriptor,
@@ -367,92 +350,6 @@ impl Inner {
             Some(entry) if entry.state == 1 => decode_descriptor(&entry.descriptor).map(Some),
             _ => Ok(None),
         }
-    }
-
-    /// True if this read follows the last one; starts to read ahead then.
-    fn follow(self: &Rc<Self>, file: &File, range: &Range<u64>) -> bool {
-        let size = file.node.size();
-        let mut ahead = file.ahead().borrow_mut();
-        let follows = range.start == ahead.next && range.start > 0
-            || range.start == 0 && range.end >= AHEAD_BYTES_MIN.min(size);
-        ahead.next = range.end;
-        if !follows {
-            ahead.window = 0;
-            ahead.done = range.end;
-            return false;
-        }
-        ahead.window = (ahead.window * 2)
-            .clamp(AHEAD_BYTES_MIN, self.options.read_ahead_bytes.max(AHEAD_BYTES_MIN));
-        let from = ahead.done.max(range.end);
-        let to = size.min(range.end + ahead.window);
-        // Not for less than half a window: few large turns instead of many small ones.
-        if !ahead.running && self.options.read_ahead_bytes > 0 && from + ahead.window / 2 <= to {
-            ahead.done = to;
-            ahead.running = true;
-            self.start_ahead(file, from..to);
-        }
-        true
-    }
-
-    /// A reader that follows the order of writing inside a group is sequential for that group.
-    fn follow_group(self: &Rc<Self>, file: &File, plans: &[Plan]) {
-        let [Plan { range, source: Source::Group { descriptor, pg_offset } }] = plans else {
-            return;
-        };
-        let end = *pg_offset as u64 + (range.end - range.start);
-        let mut ahead = file.ahead().borrow_mut();
-        let follows = ahead.group == Some((descriptor.pg, *pg_offset as u64));
-        ahead.group = Some((descriptor.pg, end));
-        drop(ahead);
-        if follows && end < descriptor.data_bytes() {
-            let (inner, descriptor) = (self.clone(), descriptor.clone());
-            let capability = self.capability_of(&file.node, &file.opened.capability.get());
-            let segment = u32::try_from(index(end) / SEGMENT_BYTES).unwrap_or(u32::MAX);
-            if self.cache.peek((descriptor.pg, segment)).is_none() {
-                self.rt().spawn(async move {
-                    // Who reads it meets its errors.
-                    let options = ReadOptions::default();
-                    let _ = inner.segment(&capability, &descriptor, segment, options).await;
-                });
-            }
-        }
-    }
-
-    fn start_ahead(self: &Rc<Self>, file: &File, range: Range<u64>) {
-        let (inner, node) = (self.clone(), file.node.clone());
-        let opened = file.opened.clone();
-        let ahead = file.ahead().clone();
-        self.rt().spawn(async move {
-            let capability = inner.capability_of(&node, &opened.capability.get());
-            let mut plans = Vec::new();
-            if inner.plan(&node, &capability, &range, &mut plans).await.is_ok() {
-                inner.fetch_ahead(&capability, &plans).await;
-            }
-            ahead.borrow_mut().running = false;
-        });
-    }
-
-    async fn fetch_ahead(self: &Rc<Self>, capability: &Capability, plans: &[Plan]) {
-        let mut wanted: Vec<(Rc<PgDescriptor>, u32)> = Vec::new();
-        for plan in plans {
-            let Source::Group { descriptor, pg_offset } = &plan.source else { continue };
-            let end = pg_offset + index(plan.range.end - plan.range.start);
-            for segment in pg_offset / SEGMENT_BYTES..end.div_ceil(SEGMENT_BYTES) {
-                let segment = u32::try_from(segment).unwrap_or(u32::MAX);
-                let known =
-                    |(d, s): &(Rc<PgDescriptor>, u32)| d.pg == descriptor.pg && *s == segment;
-                if !wanted.iter().rev().take(64).any(known) {
-                    wanted.push((descriptor.clone(), segment));
-                }
-            }
-        }
-        stream::iter(wanted)
-            .for_each_concurrent(AHEAD_PARALLEL, |(descriptor, segment)| async move {
-                // Who reads it meets its errors.
-                let options = ReadOptions::default();
-                let _ = self.segment(capability, &descriptor, segment, options).await;
-            })
-            .await;
     }
 }
 
