@@ -38,6 +38,11 @@ impl FileService {
         Rc::new(Self { parts, opens, locks: FileLocks::default(), at_work: RefCell::default() })
     }
 
+    /// Waits for a file's turn: no truncate of it, and no look at its guard, is under way then.
+    pub async fn lock(&self, fid: Fid) -> super::opens::FileLock {
+        self.locks.lock(fid).await
+    }
+
     /// Answers a request that was addressed to `partition`.
     ///
     /// # Errors

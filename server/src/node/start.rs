@@ -104,7 +104,7 @@ impl Node {
             let lease = parts.session_lease;
             SessionService::new((&ctx).into(), find, names.clone(), files.clone(), lease)
         };
-        let residency = Residency::new(ctx.clone(), partitions.clone());
+        let residency = Residency::new(ctx.clone(), partitions.clone(), files.clone());
         for partition in partitions.partitions() {
             names.clone().resume(partition);
             files.resume(partition);

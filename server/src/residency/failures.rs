@@ -1,6 +1,6 @@
 //! What goes wrong below, in the words of the protocol.
 
-use bb_pgio::ReadError;
+use bb_pgio::{ReadError, WriteError};
 use bb_proto::{Code, Failure};
 
 use crate::bfs::BfsError;
@@ -49,6 +49,17 @@ pub(super) fn of_read(error: &ReadError) -> Failure {
         ReadError::Stale | ReadError::Unreachable => Code::Busy,
         ReadError::Refused(failure) => return failure.clone(),
         ReadError::Lost { .. } | ReadError::Descriptor(_) => Code::Corrupt,
+    };
+    Failure::new(code, error.to_string())
+}
+
+/// A group could not be written.
+pub(super) fn of_write(error: &WriteError) -> Failure {
+    let code = match &error {
+        WriteError::NoSpace { .. } => Code::NoSpace,
+        WriteError::Unreachable => Code::Busy,
+        WriteError::Refused(failure) => return failure.clone(),
+        WriteError::Erasure(_) => Code::Invalid,
     };
     Failure::new(code, error.to_string())
 }

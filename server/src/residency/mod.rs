@@ -6,6 +6,8 @@
 //! | `order` | part of an operation for one region: checked, joined, remembered |
 //! | `sync`, `batch` | rounds of a sync; which reads and writes they take |
 //! | `stage` | a prestage of a region |
+//! | `file_jobs`, `file_run`, `changes` | operations on files; the file's half; changes behind our back |
+//! | `region` | the region's half, and purges |
 //! | `predecessors` | what processes that are gone have left behind (rule 10) |
 //! | `read_through` | bytes that no fragment covers |
 //! | `partitions`, `failures` | what is needed of the node; errors in the protocol's words |
@@ -15,11 +17,16 @@
 //! of the region (rule 9). Both are tasks of their own: a lost connection stops neither.
 
 mod batch;
+mod changes;
 mod failures;
+mod file_jobs;
+mod file_run;
 mod order;
 mod partitions;
 mod predecessors;
+mod read_through;
 mod region;
+mod stage;
 mod sync;
 
 use std::cell::{Cell, RefCell};
@@ -37,6 +44,8 @@ use bb_transport::{Incoming, Response, Vitals};
 
 pub use self::partitions::Partitions;
 use crate::context::{Context, Shared};
+use crate::files::opens::FileLocks;
+use crate::files::{FileService, Parts};
 use crate::partition::region_mutation::{ProcessId, RegionMutation, RegionOutcome};
 use crate::partition::{Mutation, Partition};
 
@@ -51,12 +60,21 @@ const PREDECESSOR_INTERVAL: Duration = Duration::from_secs(1);
 /// The residency operations of a node.
 pub struct Residency {
     ctx: Context,
+    parts: Parts,
     partitions: Rc<dyn Partitions>,
+    files: Rc<FileService>,
     /// Reads what is synchronized: that makes space, and may use what is reserved for it.
     reads: PgIo,
+    /// Writes what is prestaged: that can wait.
+    writes: PgIo,
     /// Bytes of buffers that may be held.
     budget: Semaphore,
     jobs: order::Jobs,
+    file_jobs: file_jobs::FileJobs,
+    /// One operation at a time for each file.
+    turns: FileLocks,
+    /// Number of the next parity group that a prestage writes.
+    pg_sequence: Cell<u32>,
     /// Predecessors that are proven gone.
     gone: RefCell<BTreeSet<ProcessId>>,
     started: Cell<bool>,
@@ -79,16 +97,24 @@ impl View for OwnView {
 
 impl Residency {
     /// Nothing is under way yet.
-    pub fn new(ctx: Context, partitions: Rc<dyn Partitions>) -> Rc<Self> {
-        let view: Rc<dyn View> = Rc::new(OwnView(ctx.shared.clone()));
-        let limits = Limits { class: ServiceClass::Reclaim, ..Limits::default() };
-        let reads = PgIo::new(ctx.rt.clone(), ctx.pool.clone(), ctx.caller.clone(), view, limits);
+    pub fn new(ctx: Context, partitions: Rc<dyn Partitions>, files: Rc<FileService>) -> Rc<Self> {
+        let io = |class| {
+            let view: Rc<dyn View> = Rc::new(OwnView(ctx.shared.clone()));
+            let limits = Limits { class, ..Limits::default() };
+            PgIo::new(ctx.rt.clone(), ctx.pool.clone(), ctx.caller.clone(), view, limits)
+        };
         let budget = (ctx.pool.stats().total_bytes / POOL_SHARE).max(BUDGET_BYTES_MIN);
         Rc::new(Self {
+            parts: Parts::from(&ctx),
             partitions,
-            reads,
+            files,
+            reads: io(ServiceClass::Reclaim),
+            writes: io(ServiceClass::Background),
             budget: Semaphore::new(budget),
             jobs: order::Jobs::default(),
+            file_jobs: file_jobs::FileJobs::default(),
+            turns: FileLocks::default(),
+            pg_sequence: Cell::new(0),
             gone: RefCell::default(),
             started: Cell::new(false),
             ctx,
@@ -100,6 +126,7 @@ impl Residency {
         if self.started.replace(true) {
             return;
         }
+        self.resume_sessions();
         let this = self.clone();
         self.ctx.rt.spawn(async move {
             loop {
@@ -117,6 +144,9 @@ impl Residency {
         let partition =
             partitions::addressed(&*self.partitions, &self.ctx.shared, &request.header)?;
         match request.header.kind {
+            Kind::FileOperation => self.serve_file_operation(partition, &request),
+            Kind::OperationStatus => self.serve_operation_status(&request).await,
+            Kind::ReadThrough => self.serve_read_through(&partition, &request).await,
             Kind::RegionOperation => self.serve_region(partition, &request).await,
             kind => {
                 Err(Failure::new(Code::Unsupported, format!("{kind:?} is not about residency")))

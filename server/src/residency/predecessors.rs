@@ -8,19 +8,42 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bb_proto::meta::Residency as Kind;
 use bb_proto::{Code, Failure};
 
+use super::file_jobs::FileJob;
 use super::order::Job;
 use super::region::PATIENCE;
 use super::{Residency, failures};
 use crate::partition::Partition;
-use crate::partition::region_mutation::{ProcessId, RegionMutation, RegionRefusal};
+use crate::partition::region_mutation::{ProcessId, Range, RegionMutation, RegionRefusal};
 use crate::planted::{self, Planted};
 
 /// Pause between two tries to prove it.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 impl Residency {
+    /// Goes on with the sync sessions that predecessors have begun: their guards can't be compared
+    /// until they are ended. Under the same number, so that who waits for them is answered.
+    pub(super) fn resume_sessions(self: &Rc<Self>) {
+        let ours = self.process();
+        for partition in self.partitions.all() {
+            let open: Vec<_> = {
+                let state = partition.state();
+                let left = state.files.iter().filter(|(_, record)| !record.rare().dropping);
+                left.filter_map(|(fid, record)| Some((fid, record.rare().sync?)))
+                    .filter(|(_, sync)| sync.process != ours)
+                    .collect()
+            };
+            for (fid, sync) in open {
+                let range = Range { start: 0, end: u64::MAX };
+                let mut job = FileJob::new(sync.op, fid, partition.clone(), Kind::Sync, range);
+                job.resumed = true;
+                self.begin(job);
+            }
+        }
+    }
+
     /// Makes dirty again what predecessors that are proven gone were writing, in all partitions.
     pub(super) async fn settle_predecessors(&self) {
         for partition in self.partitions.all() {

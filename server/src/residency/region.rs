@@ -16,6 +16,8 @@ use crate::planted::{self, Planted};
 
 /// How long a region waits for what must end first, before it says "later".
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+/// Value of a [`Code::Busy`] that says: the job runs, ask again.
+pub(super) const UNDER_WAY: u64 = 1;
 /// How long an answer is waited for where the caller does not say.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
 
@@ -48,12 +50,14 @@ impl Residency {
                 this.jobs.end(&this.ctx.rt, &job, result);
             });
         }
+        // A little less than the caller waits, so that he hears that it is under way.
         let limit = match request.header.deadline_ms {
             0 => ANSWER_MAX,
-            ms => Duration::from_millis(u64::from(ms)),
+            ms => Duration::from_millis(u64::from(ms)) * 3 / 4,
         };
         let result = self.ctx.rt.timeout(limit, job.result()).await;
-        let reply = result.map_err(|_| Failure::new(Code::Busy, "it takes longer"))??;
+        let under_way = |_| Failure::new(Code::Busy, "it is under way").with_value(UNDER_WAY);
+        let reply = result.map_err(under_way)??;
         Ok(Response::body(encode(&reply)))
     }
 
@@ -68,6 +72,7 @@ impl Residency {
         self.check_bfs(job, partition).await?;
         match job.order.residency {
             Kind::Sync => self.sync(job, partition).await,
+            Kind::Prestage => self.stage(job, partition).await,
             Kind::Purge => self.purge(job, partition, PurgeMode::Clean).await,
             Kind::PurgeDirty => self.purge(job, partition, PurgeMode::All).await,
             _ => Err(Failure::new(Code::Invalid, "not an operation of a region")),

@@ -1,0 +1,273 @@
+//! The prestage of a region (rule 9):
+//!
+//! ```text
+//! placeholders logged -> read the file, write groups, commit them (a few at once) -> end logged
+//! ```
+//!
+//! A commit of staged bytes replaces only what is still a placeholder: whatever was written
+//! meanwhile stays.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bb_erasure::Geometry;
+use bb_pgio::{Sealed, Shape, chunk_log2_for, usable_geometry};
+use bb_proto::meta::RegionOperationReply;
+use bb_proto::{
+    Capability, Code, Commit, Failure, Fragment, Kind, PG_DATA_BYTES_MAX, PgId, Rights,
+    ServiceClass, SessionId,
+};
+use bb_runtime::{Buf, BufMut};
+use bb_transport::{CallError, Outgoing};
+use futures_util::stream::{self, StreamExt};
+
+use super::order::Job;
+use super::region::PATIENCE;
+use super::{Residency, failures};
+use crate::partition::Partition;
+use crate::partition::fragment_map::Place;
+use crate::partition::region_mutation::{Range, RegionMutation, RegionOutcome, RegionRefusal};
+
+/// Groups of a region that are under way at once.
+const GROUPS_AT_ONCE: usize = 2;
+/// How long a commit is waited for.
+const COMMIT_DEADLINE: Duration = Duration::from_secs(10);
+/// Pause before a commit is sent again.
+const PAUSE: Duration = Duration::from_millis(50);
+
+impl Residency {
+    pub(super) async fn stage(
+        &self,
+        job: &Job,
+        partition: &Rc<Partition>,
+    ) -> Result<RegionOperationReply, Failure> {
+        let (id, op) = (job.order.id, job.order.op);
+        self.settle_range(partition, job).await?;
+        self.open_region(job, partition).await?;
+        let begin = RegionMutation::StageBegin {
+            id,
+            op,
+            process: self.process(),
+            range: job.order.range,
+            epoch: job.order.epoch,
+        };
+        match self.change(partition, begin).await? {
+            RegionOutcome::Bytes(0) => return Ok(RegionOperationReply::default()),
+            RegionOutcome::Bytes(_) => {}
+            RegionOutcome::Refused(refusal) => return Err(failures::of_region(refusal)),
+            _ => return Err(Failure::new(Code::Unknown, "a prestage answers with bytes")),
+        }
+        let result = self.stage_all(job, partition).await;
+        let end = RegionMutation::StageEnd { id, op };
+        match self.change_for_sure(partition, end).await? {
+            RegionOutcome::Refused(refusal) if refusal != RegionRefusal::UnknownOperation => {
+                result.and(Err(failures::of_region(refusal)))
+            }
+            _ => result.map(|bytes| RegionOperationReply { bytes, dirty_again: 0 }),
+        }
+    }
+
+    /// A region of which nothing was known learns the file's terms.
+    async fn open_region(&self, job: &Job, partition: &Rc<Partition>) -> Result<(), Failure> {
+        let id = job.order.id;
+        let known = partition.state().regions.get(id).map(|region| self.check_epoch(job, region));
+        if let Some(check) = known {
+            return check;
+        }
+        let (region_log2, epoch) = (job.order.region_log2, job.order.epoch);
+        let open = RegionMutation::Truncate { id, region_log2, epoch, size: u64::MAX, done: true };
+        match self.change(partition, open).await? {
+            RegionOutcome::Refused(refusal) => Err(failures::of_region(refusal)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn stage_all(&self, job: &Job, partition: &Rc<Partition>) -> Result<u64, Failure> {
+        let map = self.ctx.shared.map();
+        let small = |count: u32| u8::try_from(count).unwrap_or(u8::MAX);
+        let wanted = Geometry::new(small(map.data), small(map.parity));
+        let wanted = wanted.map_err(|e| Failure::new(Code::Invalid, e.to_string()))?;
+        let geometry = usable_geometry(&map, wanted)
+            .ok_or_else(|| Failure::new(Code::NoSpace, "too few devices"))?;
+        let window = Shape::full(geometry, 14).data_bytes().min(PG_DATA_BYTES_MAX) as u64;
+        let failure: RefCell<Option<Failure>> = RefCell::default();
+        let stage = |range: Range| {
+            let failure = &failure;
+            async move {
+                if failure.borrow().is_some() {
+                    return 0;
+                }
+                let staged = self.stage_group(job, partition, geometry, range).await;
+                staged.unwrap_or_else(|error| {
+                    failure.borrow_mut().get_or_insert(error);
+                    0
+                })
+            }
+        };
+        let ranges = windows(job, partition, window);
+        let counts = stream::iter(ranges).map(stage).buffer_unordered(GROUPS_AT_ONCE);
+        let bytes = counts.fold(0, |sum, bytes| async move { sum + bytes }).await;
+        failure.into_inner().map_or(Ok(bytes), Err)
+    }
+
+    /// Brings one range, as one group. Gives the number of bytes that the file has there.
+    async fn stage_group(
+        &self,
+        job: &Job,
+        partition: &Rc<Partition>,
+        geometry: Geometry,
+        range: Range,
+    ) -> Result<u64, Failure> {
+        job.check_cancelled()?;
+        self.check_bfs(job, partition).await?;
+        let len = usize::try_from(range.end - range.start).unwrap_or(PG_DATA_BYTES_MAX);
+        let shape =
+            Shape::fit(geometry, len, chunk_log2_for(len, 1)).coded(self.ctx.shared.map().codec);
+        let block = shape.block_bytes();
+        let blocks = shape.geometry.total();
+        // All buffers of the group before the first request (rule 14).
+        let _budget = self.budget.acquire((blocks * block) as u64).await;
+        let mut data = self.writes.take_buffers(&vec![block; blocks]).await;
+        let parity = data.split_off(shape.geometry.data());
+        let mut filled: Vec<Buf> = Vec::with_capacity(data.len());
+        let mut used = 0;
+        for (index, buffer) in data.into_iter().enumerate() {
+            let at = range.start + (index * block) as u64;
+            let wanted = block.min(len.saturating_sub(index * block));
+            // Behind a short block is the end of the file.
+            let wanted = if used == index * block { wanted } else { 0 };
+            let (buffer, got) = self.read_block(job, at, buffer, block, wanted).await?;
+            used += got;
+            filled.push(buffer.freeze());
+        }
+        if used == 0 {
+            return Ok(0);
+        }
+        let sealed = Sealed::new(shape, filled, parity).map_err(|e| failures::of_write(&e))?;
+        let len = u32::try_from(used).expect("a group is smaller");
+        self.commit(job, partition, &sealed, Fragment { offset: range.start, pg_offset: 0, len })
+            .await?;
+        Ok(used as u64)
+    }
+
+    /// A block with `wanted` bytes of the file, or as many as there are, and zeros behind.
+    async fn read_block(
+        &self,
+        job: &Job,
+        at: u64,
+        mut buffer: BufMut,
+        block: usize,
+        wanted: usize,
+    ) -> Result<(BufMut, usize), Failure> {
+        let mut got = 0;
+        if wanted > 0 {
+            buffer.set_len(wanted);
+            let read = self.ctx.bfs.read(&job.order.binding, at, buffer).await;
+            let (filled, count) = read.map_err(|error| failures::of_bfs(&error, "read"))?;
+            (buffer, got) = (filled, count.min(wanted));
+        }
+        buffer.set_len(block);
+        buffer[got..].fill(0);
+        Ok((buffer, got))
+    }
+
+    async fn commit(
+        &self,
+        job: &Job,
+        partition: &Rc<Partition>,
+        sealed: &Sealed,
+        fragment: Fragment,
+    ) -> Result<(), Failure> {
+        let session = self.own_session();
+        let capability = Capability {
+            session,
+            fid: job.order.id.fid,
+            rights: Rights::SERVER,
+            signature: [0; 16],
+        };
+        let give_up = self.ctx.rt.now() + PATIENCE;
+        loop {
+            let sequence = self.pg_sequence.get().wrapping_add(1);
+            self.pg_sequence.set(sequence);
+            let slot = self.ctx.shared.tick();
+            let pg = PgId { slot, session, sequence, home: partition.id() };
+            let written = self.writes.write(&capability, pg, sealed).await;
+            let descriptor = written.map_err(|error| failures::of_write(&error))?;
+            let commit = Commit {
+                capability,
+                epoch: job.order.epoch,
+                size_raise: 0,
+                stage: job.order.op,
+                descriptor,
+                participants: Vec::new(),
+                fragments: vec![fragment],
+            };
+            let body = commit.encode();
+            let failure = loop {
+                match self.send_commit(partition, body.clone()).await {
+                    Ok(_) => return Ok(()),
+                    Err(CallError::Refused(failure, _)) => match failure.kind() {
+                        Code::Busy | Code::Fenced | Code::SlotAhead
+                            if self.ctx.rt.now() < give_up => {}
+                        _ => break failure,
+                    },
+                    Err(error) if self.ctx.rt.now() >= give_up => {
+                        break Failure::new(Code::Busy, error.to_string());
+                    }
+                    Err(_) => {}
+                }
+                self.ctx.rt.sleep(PAUSE).await;
+            };
+            let again = matches!(failure.kind(), Code::BehindHorizon | Code::CommitCancelled);
+            if !again || self.ctx.rt.now() >= give_up {
+                return Err(failure);
+            }
+        }
+    }
+
+    async fn send_commit(
+        &self,
+        partition: &Partition,
+        body: Vec<u8>,
+    ) -> Result<bb_transport::Answer, CallError> {
+        let home = partition.id();
+        let Some((address, fence)) = self.ctx.shared.primary(home) else {
+            return Err(CallError::Disconnected { maybe_sent: false });
+        };
+        let class = ServiceClass::Background;
+        let request = Outgoing::new(Kind::Commit, class, COMMIT_DEADLINE, body);
+        self.ctx.caller.call(&address, request.to(home.0, fence)).await
+    }
+
+    /// The session of this process's own groups: bit 63, then 23 bits of the node, then 40 of its
+    /// incarnation. The numbers in it run through all operations of the process, so no id is used
+    /// twice. (Sessions of clients are hashes: one that is equal is as unlikely as two equal ones.)
+    fn own_session(&self) -> SessionId {
+        let shared = &self.ctx.shared;
+        let node = u64::from(shared.node.0 & 0x7F_FFFF);
+        SessionId(1 << 63 | node << 40 | (shared.incarnation.0 & 0xFF_FFFF_FFFF))
+    }
+}
+
+/// What the job's placeholders cover, cut at multiples of a group's size.
+fn windows(job: &Job, partition: &Partition, window: u64) -> Vec<Range> {
+    let state = partition.state();
+    let Some(region) = state.regions.get(job.order.id) else { return Vec::new() };
+    let Some(stage) = region.stages().get(&job.order.op) else { return Vec::new() };
+    let Range { start, end } = job.order.range;
+    let ours = region
+        .fragments()
+        .pieces(start, end)
+        .filter(|piece| piece.place == Place::Placeholder(stage.local));
+    let mut ranges: Vec<Range> = Vec::new();
+    for piece in ours {
+        let mut at = piece.offset;
+        while at < piece.end() {
+            let to = piece.end().min((at / window + 1) * window);
+            ranges.push(Range { start: at, end: to });
+            at = to;
+        }
+    }
+    ranges
+}
