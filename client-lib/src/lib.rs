@@ -20,9 +20,12 @@ mod ranges;
 mod reader;
 mod residency;
 mod session;
+mod status;
 mod store;
+mod tcp;
 mod writeback;
 
+pub use bb_cluster::{ClusterMap, DeviceState, NodeState};
 pub use client::Client;
 pub use error::{Error, Result};
 pub use file::File;
@@ -30,3 +33,5 @@ pub use options::ClientOptions;
 #[cfg(feature = "planted")]
 pub use planted::Planted;
 pub use residency::Operation;
+pub use status::NodeReport;
+pub use tcp::executor;

@@ -221,6 +221,21 @@ impl Link {
         Err(self.timed_out())
     }
 
+    /// Asks the node at `address` itself, once.
+    pub async fn ask_node(&self, address: &str, kind: Kind) -> Result<Answer> {
+        let timeout = self.0.request_timeout;
+        let request = Outgoing::new(kind, ServiceClass::Control, timeout, Vec::new());
+        match self.0.caller.call(&Address::from(address), request).await {
+            Ok(answer) => Ok(answer),
+            Err(CallError::Refused(failure, _)) => Err(failure.into()),
+            Err(CallError::Rejected(text)) => Err(Error::Rejected(text)),
+            Err(CallError::TimedOut) => Err(Error::TimedOut { seconds: timeout.as_secs() }),
+            Err(error @ CallError::Disconnected { .. }) => {
+                Err(Error::errno_of(libc::ENOTCONN, error.to_string()))
+            }
+        }
+    }
+
     fn servers(&self) -> Vec<Address> {
         let map = self.map();
         let active = map.nodes.iter().filter(|n| n.state == bb_cluster::NodeState::Active as i32);

@@ -1,0 +1,9 @@
+//! `bbadm`: the administrator's commands.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    bb_cli::status::bbadm(&bb_cli::arguments::Bbadm::parse())
+}
