@@ -12,7 +12,7 @@ use bb_transport::CallError;
 use crate::client::Inner;
 use crate::error::Error;
 use crate::link::Ask;
-use crate::node::Node;
+use crate::node::{Node, RUN_REGIONS};
 
 /// The fragments for one partition.
 pub(crate) struct Part {
@@ -141,7 +141,7 @@ impl Inner {
             }
             Code::RegionUnknown => {
                 let region = node.region_of(part.fragments[0].offset);
-                node.runs.borrow_mut().remove(&(region.0 / 1024));
+                node.runs.borrow_mut().remove(&(region.0 / RUN_REGIONS));
                 match self.register(node, region).await {
                     Ok(()) => Step::Repeat,
                     Err(error) => Step::End(End::Refused(error)),

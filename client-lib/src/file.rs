@@ -394,7 +394,8 @@ impl Inner {
                 size,
                 append,
                 durable_name,
-                open_id: 0,
+                // Shows a server that has restarted what is open here.
+                open_id: node.opens.borrow().first().map_or(0, |open| open.open_id.get()),
                 mtime_ns: node.mtime_ns.get(),
             });
             let ask = Ask::new(Kind::FileSize, body);

@@ -2,7 +2,7 @@
 //! errors.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -35,7 +35,8 @@ pub(crate) struct Node {
     /// Time of the last write that the cluster was not told yet, 0 for none.
     pub mtime_ns: Cell<i64>,
     pub named_durably: Cell<bool>,
-    pub runs: RefCell<BTreeSet<u32>>,
+    /// By run: how many of its regions are registered.
+    pub runs: RefCell<BTreeMap<u32, u32>>,
     pub open_group: RefCell<Option<OpenGroup>>,
     /// In the order of sealing; those whose commits have no outcome yet.
     pub groups: RefCell<Vec<Rc<Group>>>,
@@ -133,6 +134,14 @@ impl OpenGroup {
     }
 }
 
+/// Regions of a run: they are registered together.
+pub const RUN_REGIONS: u32 = 1024;
+
+/// The runs of which every region is registered.
+fn whole_runs(handle: &FileHandle) -> impl Iterator<Item = (u32, u32)> + '_ {
+    handle.runs.iter().map(|run| (*run, RUN_REGIONS))
+}
+
 impl Node {
     pub fn new(handle: &FileHandle, inode: u64, path: &[u8], now: bb_runtime::Instant) -> Rc<Self> {
         let capability = Capability::from(&handle.capability);
@@ -149,7 +158,7 @@ impl Node {
             size_asked: Cell::new(now),
             mtime_ns: Cell::new(0),
             named_durably: Cell::new(false),
-            runs: RefCell::new(handle.runs.iter().copied().collect()),
+            runs: RefCell::new(whole_runs(handle).collect()),
             open_group: RefCell::default(),
             groups: RefCell::default(),
             progress: Notify::new(),
@@ -183,7 +192,7 @@ impl Node {
             self.write_capability.set(*capability);
         }
         self.epoch.set(self.epoch.get().max(TruncateEpoch(handle.epoch)));
-        self.runs.borrow_mut().extend(handle.runs.iter().copied());
+        self.runs.borrow_mut().extend(whole_runs(handle));
         self.saw_size(handle.size);
     }
 

@@ -19,7 +19,7 @@ use crate::client::Inner;
 use crate::commit::{End, Part};
 use crate::error::{Error, Result};
 use crate::link::Ask;
-use crate::node::{Group, Node, for_slabs};
+use crate::node::{Group, Node, RUN_REGIONS, for_slabs};
 use crate::ranges::overlap;
 
 /// One id's worth of a sealed group: everything, unless fewer devices are left than when it was
@@ -357,16 +357,19 @@ impl Inner {
         }
     }
 
-    /// Registers the run of a region before the first commit there.
+    /// Registers a region, and those before it in its run, before the first commit there.
     pub async fn register(self: &Rc<Self>, node: &Rc<Node>, region: RegionIndex) -> Result<()> {
-        let run = region.0 / 1024;
-        if node.runs.borrow().contains(&run) {
+        let (run, index) = (region.0 / RUN_REGIONS, region.0 % RUN_REGIONS);
+        if node.runs.borrow().get(&run).is_some_and(|regions| index < *regions) {
             return Ok(());
         }
+        // Doubling: a file that grows registers ten times in a run, a small one only itself.
+        let regions = (index + 1).next_power_of_two();
         loop {
             let capability = node.write_capability.get();
             let session = capability.session;
-            let body = meta::encode(&meta::FileRegions { capability: (&capability).into(), run });
+            let body =
+                meta::encode(&meta::FileRegions { capability: (&capability).into(), run, regions });
             match self
                 .link
                 .ask(self.record_partition(node.fid), &Ask::new(Kind::FileRegions, body))
@@ -377,7 +380,9 @@ impl Inner {
                 Err(error) => return Err(error),
             }
         }
-        node.runs.borrow_mut().insert(run);
+        let mut runs = node.runs.borrow_mut();
+        let known = runs.entry(run).or_default();
+        *known = regions.max(*known);
         Ok(())
     }
 

@@ -840,7 +840,7 @@ pub struct FileStat {
     pub truncates_after: Option<u64>,
 }
 
-/// Registers a run of 1,024 regions.
+/// Registers the first regions of a run of 1,024.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct FileRegions {
     /// Permission.
@@ -849,6 +849,10 @@ pub struct FileRegions {
     /// Number of the run: region / 1024.
     #[prost(uint32, tag = "2")]
     pub run: u32,
+    /// How many of its regions, from the first, 1 to 1,024: truncate, unlink and sync ask each one
+    /// that is registered, so a small file should not register them all.
+    #[prost(uint32, tag = "3")]
+    pub regions: u32,
 }
 
 /// Truncates a file.

@@ -302,8 +302,12 @@ impl FileService {
         if first > FILE_BYTES_MAX >> record.region_log2 || ask.run >= u32::MAX / RUN_REGIONS {
             return Err(Failure::new(Code::Invalid, "no file is that large"));
         }
-        if !record.whole_runs().contains(&ask.run) {
-            let register = FileChange::Register { run: ask.run, regions: RUN_REGIONS };
+        if !(1..=RUN_REGIONS).contains(&ask.regions) {
+            return Err(Failure::new(Code::Invalid, "a run has 1 to 1,024 regions"));
+        }
+        let last = RegionIndex(ask.run * RUN_REGIONS + ask.regions - 1);
+        if !record.is_registered(last) {
+            let register = FileChange::Register { run: ask.run, regions: ask.regions };
             self.change(partition, fid, register).await?;
         }
         let record = self.record(partition, fid).ok_or_else(stale)?;

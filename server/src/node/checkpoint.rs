@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bb_commitlog::{LogError, LogErrorKind, StreamId};
+use bb_proto::Code;
 
 use super::Node;
 use crate::context::Stream;
@@ -53,11 +54,11 @@ impl Node {
                 None => return Err(LogError::UnknownStream { stream: id }),
             },
             Some(Stream::Partition(partition)) => {
-                return self
-                    .partitions
-                    .checkpoint(partition)
-                    .await
-                    .map_err(|failure| LogError::Failed(failure.to_string()));
+                let done = self.partitions.checkpoint(partition).await;
+                return done.map_err(|failure| match failure.kind() {
+                    Code::Invalid => LogError::CheckpointUnderWay { stream: id },
+                    _ => LogError::Failed(failure.to_string()),
+                });
             }
             None => return Err(LogError::UnknownStream { stream: id }),
         };

@@ -174,7 +174,6 @@ async fn identify(parts: &mut Parts) -> Result<(Vec<Superblock>, Devices), Start
 fn without(mut map: ClusterMap, give_up: &[DeviceId]) -> ClusterMap {
     for entry in &mut map.devices {
         if give_up.contains(&DeviceId(entry.id)) && entry.state() != DeviceState::Failed {
-            tracing::warn!(device = entry.id, "the operator has given this device up");
             entry.set_state(DeviceState::Failed);
             map.epoch += 1;
         }

@@ -350,7 +350,7 @@ impl Client<'_> {
 
     /// Commits `len` bytes at the start of a file, and says so.
     pub async fn write(&self, fid: Fid, handle: &FileHandle, len: u32) -> Result<(), Failure> {
-        let regions = FileRegions { capability: handle.capability.clone(), run: 0 };
+        let regions = FileRegions { capability: handle.capability.clone(), run: 0, regions: 1024 };
         self.world.ask(Kind::FileRegions, home(fid), encode(&regions)).await?;
         self.commit(fid, handle, len).await?;
         self.tell(fid, handle, u64::from(len), Kind::FileSize).await.map(drop)
