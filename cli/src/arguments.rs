@@ -91,6 +91,9 @@ pub struct Cp {
     /// Keep permissions and times
     #[arg(short, long)]
     pub preserve: bool,
+    /// Use the whole source path below the destination, and make the directories on the way
+    #[arg(long)]
+    pub parents: bool,
     /// Make each file durable, with its name, before it counts as copied
     #[arg(long)]
     pub fsync: bool,

@@ -28,6 +28,7 @@ pub struct Plan {
 pub struct Options {
     recursive: bool,
     dereference: bool,
+    parents: bool,
     /// Permissions and times, too.
     pub preserve: bool,
     /// Durable before it counts.
@@ -78,6 +79,7 @@ impl Plan {
         let options = Options {
             recursive: cp.recursive,
             dereference: cp.dereference,
+            parents: cp.parents,
             preserve: cp.preserve,
             fsync: cp.fsync,
             jobs: usize::from(cp.jobs),
@@ -91,7 +93,7 @@ pub async fn run(session: &Session, plan: &Plan) -> u64 {
     let copy = Copy {
         session,
         options: plan.options,
-        progress: Progress::bytes("copy", session.json),
+        progress: Progress::bytes("copy"),
         files: Cell::new(0),
         directories: Cell::new(0),
         skipped: Cell::new(0),
@@ -99,12 +101,19 @@ pub async fn run(session: &Session, plan: &Plan) -> u64 {
         errors: RefCell::default(),
     };
     let into = copy.is_directory(&plan.destination).await;
-    if plan.sources.len() > 1 && !into {
+    if (plan.sources.len() > 1 || plan.options.parents) && !into {
         copy.complain(format!("target '{}' is not a directory", plan.destination.shown()));
         return session.failures();
     }
     for source in &plan.sources {
         let destination = match (into, source.name()) {
+            (true, Some(name)) if plan.options.parents => {
+                let above = source.above();
+                if !copy.make_way(&plan.destination, &above).await {
+                    continue;
+                }
+                plan.destination.join(&above).join(&name)
+            }
             (true, Some(name)) => plan.destination.join(&name),
             _ => plan.destination.clone(),
         };
@@ -152,7 +161,8 @@ impl Copy<'_> {
                 self.complain(format!("'{}' is not a regular file", source.shown()));
             }
         }
-        let directories: Vec<&Entry> = is(Kind::Directory).collect();
+        let mut directories: Vec<&Entry> = is(Kind::Directory).collect();
+        directories.sort_by_key(|entry| entry.depth());
         self.make_directories(&directories, destination).await;
         stream::iter(is(Kind::File))
             .for_each_concurrent(self.options.jobs, async |entry| {
@@ -193,6 +203,19 @@ impl Copy<'_> {
                 }
             }
         }
+    }
+
+    /// Makes the directories of `relative` below `root`.
+    async fn make_way(&self, root: &Side, relative: &[u8]) -> bool {
+        let ends = (1..=relative.len()).filter(|&end| relative.get(end).is_none_or(|b| *b == b'/'));
+        for end in ends {
+            let at = root.join(&relative[..end]);
+            if let Err(why) = self.make_directory(&at, 0o755).await {
+                self.complain(format!("cannot create directory '{}': {why}", at.shown()));
+                return false;
+            }
+        }
+        true
     }
 
     async fn make_directories(&self, directories: &[&Entry], destination: &Side) {

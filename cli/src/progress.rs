@@ -7,8 +7,8 @@ pub struct Progress(ProgressBar);
 
 impl Progress {
     /// A bar that counts bytes, quiet unless standard error is a terminal.
-    pub fn bytes(what: &'static str, quiet: bool) -> Self {
-        let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
+    pub fn bytes(what: &'static str) -> Self {
+        let bar = ProgressBar::new(0);
         let template = "{prefix} [{bar:30}] {binary_bytes}/{binary_total_bytes} \
                         {binary_bytes_per_sec}, {eta} left {msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {

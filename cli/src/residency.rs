@@ -32,7 +32,7 @@ pub async fn run(session: &Session, command: &Command) -> u64 {
         session,
         arguments,
         residency,
-        progress: Progress::bytes(what, session.json),
+        progress: Progress::bytes(what),
         bytes: Cell::new(0),
         files: Cell::new(0),
     };

@@ -44,6 +44,18 @@ impl Side {
         }
     }
 
+    /// The path without its last part and without a "/" at its start.
+    pub fn above(&self) -> Vec<u8> {
+        let path = match self {
+            Self::Local(path) => path.as_os_str().as_bytes(),
+            Self::Buffer(path) => path,
+        };
+        let parts = path.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
+        let mut parts: Vec<&[u8]> = parts.collect();
+        parts.pop();
+        parts.join(&b'/')
+    }
+
     /// For people.
     pub fn shown(&self) -> String {
         match self {
@@ -100,6 +112,14 @@ mod tests {
         assert_eq!(buffer_path("/"), Ok(b"/".to_vec()));
         assert!(buffer_path("bb:a").is_err());
         assert!(buffer_path("/a/../b").is_err());
+    }
+
+    #[test]
+    fn what_is_above_has_no_name_and_no_root() {
+        let above = |text: &str| Side::parse(text).map(|side| side.above());
+        assert_eq!(above("/usr/lib/gcc"), Ok(b"usr/lib".to_vec()));
+        assert_eq!(above("./a"), Ok(Vec::new()));
+        assert_eq!(above("bb:/a/b"), Ok(b"a".to_vec()));
     }
 
     #[test]

@@ -1,8 +1,19 @@
 //! `./x demo`: the main job of the product, with a real server and real data.
 
+mod clock;
+mod compare;
+mod place;
+mod processes;
+mod report;
+mod source;
+mod steps;
+
 use std::path::PathBuf;
 
 use crate::Outcome;
+use crate::cargo::{cargo, root, run as start};
+use place::Place;
+use steps::Demo;
 
 /// Arguments of `./x demo`.
 #[derive(clap::Args)]
@@ -11,24 +22,53 @@ pub struct Arguments {
     #[arg(long)]
     keep: bool,
     /// Copy about so much data (K, M and G are powers of 1024)
-    #[arg(long, value_name = "BYTES", default_value = "1G", value_parser = size_bytes)]
+    #[arg(long, value_name = "BYTES", default_value = "1200M", value_parser = size_bytes)]
     size: u64,
-    /// Copy this directory instead of one that the machine has
+    /// Copy this directory instead of ones that the machine has
     #[arg(long, value_name = "DIRECTORY")]
     source: Option<PathBuf>,
 }
 
-/// Says that the demo can't run yet: there is no server to start.
+/// Builds, runs all steps, prints the table, cleans up.
 pub fn run(arguments: &Arguments) -> Outcome {
-    let source = match &arguments.source {
-        Some(source) => source.display().to_string(),
-        None => "a directory of this machine".to_owned(),
-    };
-    let end = if arguments.keep { "and leave the server running" } else { "and clean up" };
-    let size = arguments.size;
-    Err(format!(
-        "the demo isn't built yet (it would copy {size} bytes of {source} through a server, {end})"
-    ))
+    clock::watch_signals();
+    println!("== build");
+    start(cargo().args([
+        "build",
+        "--locked",
+        "--release",
+        "--package=bb-server",
+        "--package=bb-cli",
+        "--bins",
+    ]))?;
+    println!("\n== choose what to copy");
+    let source = source::choose(arguments.source.as_deref(), arguments.size)?;
+    source.print();
+    let mut place = Place::choose(source.bytes)?;
+    let logs = root().join("target/demo-logs");
+    let made = std::fs::remove_dir_all(&logs).or_else(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    });
+    made.and_then(|()| std::fs::create_dir_all(&logs))
+        .map_err(|error| format!("{}: {error}", logs.display()))?;
+    let demo = Demo::new(&place, &logs, source, arguments.keep)?;
+    match demo.run() {
+        Ok(kept) => {
+            if let Some(how) = kept {
+                place.keep();
+                println!("\n{how}");
+            } else {
+                let _ = std::fs::remove_dir_all(&logs);
+            }
+            Ok(())
+        }
+        Err(message) if clock::interrupted() => {
+            let _ = std::fs::remove_dir_all(&logs);
+            Err(format!("interrupted ({message}); everything is cleaned up"))
+        }
+        Err(message) => Err(format!("{message}\nx: logs are in {}", logs.display())),
+    }
 }
 
 fn size_bytes(text: &str) -> Result<u64, String> {
