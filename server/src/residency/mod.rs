@@ -28,6 +28,8 @@ mod read_through;
 mod region;
 mod stage;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
