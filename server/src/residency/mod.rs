@@ -6,7 +6,8 @@
 //! | `order` | part of an operation for one region: checked, joined, remembered |
 //! | `sync`, `batch` | rounds of a sync; which reads and writes they take |
 //! | `stage` | a prestage of a region |
-//! | `file_jobs`, `file_run`, `changes` | operations on files; the file's half; changes behind our back |
+//! | `file_jobs`, `file_run` | operations on files; the file's half of them |
+//! | `changes` | changes behind our back, when an operation begins |
 //! | `region` | the region's half, and purges |
 //! | `predecessors` | what processes that are gone have left behind (rule 10) |
 //! | `read_through` | bytes that no fragment covers |

@@ -26,6 +26,8 @@ pub struct FakeBfs {
     pub files: RefCell<BTreeMap<Vec<u8>, Contents>>,
     pub unmounted: Cell<bool>,
     pub no_space: Cell<bool>,
+    /// fsync says EIO.
+    pub fsync_fails: Cell<bool>,
     /// Processes that hold their locks.
     pub alive: RefCell<BTreeSet<Incarnation>>,
     /// Writes wait here while it is shut.
@@ -44,6 +46,7 @@ impl FakeBfs {
             files: RefCell::default(),
             unmounted: Cell::new(false),
             no_space: Cell::new(false),
+            fsync_fails: Cell::new(false),
             alive: RefCell::default(),
             shut: Cell::new(false),
             opened: Notify::new(),
@@ -208,7 +211,12 @@ impl Bfs for Mounted {
     }
     fn fsync(&self, binding: &Binding) -> BfsFuture<()> {
         let binding = binding.clone();
-        self.call(move |bfs| bfs.change(&binding, |file| file.durable = file.bytes.clone()))
+        self.call(move |bfs| {
+            if bfs.fsync_fails.get() {
+                return Err(BfsError::Errno(libc::EIO));
+            }
+            bfs.change(&binding, |file| file.durable = file.bytes.clone())
+        })
     }
     fn fsync_name(&self, _: &Binding) -> BfsFuture<()> {
         self.call(|_| Ok(()))

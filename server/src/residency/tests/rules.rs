@@ -152,25 +152,23 @@ fn rule_11_it_may_also_vanish_in_the_middle_of_a_sync() {
         world.bfs.put(HANDLE, b"");
         let life = world.start().await;
         life.meet(&world).await;
-        // Two batches: the second finds it gone.
-        for region in 0..3_u64 {
-            life.write(&world, region << 20, &pattern(3, 900_000)).await;
+        // More regions than work at once: the last ones find it gone.
+        for region in 0..12_u64 {
+            life.write(&world, region << 20, &[3; 1000]).await;
         }
         world.bfs.shut.set(true);
         let op = life.begin(Op::Sync, 0).await.unwrap();
         world.wait_ms(100).await;
-        world.bfs.no_space.set(true);
         world.bfs.unmounted.set(true);
         world.bfs.open_gate();
         let state = life.status(op, 60_000, false).await;
-        assert!(state.failure.is_some());
-        world.wait_ms(1000).await;
+        assert_eq!(state.failure.unwrap().kind(), Code::BfsUnavailable);
         let counts = life.counts().await;
-        assert_eq!((counts.dirty, counts.pending, counts.clean), (2_700_000, 0, 0));
-        world.bfs.no_space.set(false);
+        assert_eq!((counts.dirty + counts.clean, counts.pending), (12_000, 0), "nothing dropped");
+        assert!(counts.dirty >= 4_000, "nothing called clean that was not written");
         world.bfs.unmounted.set(false);
         life.run(Op::Sync, 0).await.unwrap();
-        assert_eq!(life.counts().await.clean, 2_700_000);
+        assert_eq!(life.counts().await.clean, 12_000);
     });
 }
 
@@ -193,28 +191,49 @@ fn a_full_file_system_is_named_and_pending_bytes_are_dirty_again() {
 }
 
 #[test]
-fn a_prestage_brings_the_file_and_never_replaces_newer_bytes() {
-    simulate(7, |world| async move {
-        let before = pattern(9, 2_500_001);
-        world.bfs.put(HANDLE, &before);
+fn bytes_are_clean_only_when_the_file_system_has_made_them_durable() {
+    simulate(12, |world| async move {
+        world.bfs.put(HANDLE, b"");
         let life = world.start().await;
         life.meet(&world).await;
-        life.write(&world, 1000, &[5; 3000]).await;
-        let op = life.begin(Op::Prestage, 0).await.unwrap();
-        world.rt.sleep(std::time::Duration::from_micros(1500)).await;
-        life.write(&world, 1_200_000, &[6; 100]).await;
-        let state = life.status(op, 60_000, false).await;
-        assert!(state.ended && state.failure.is_none(), "{state:?}");
+        life.write(&world, 0, &[1; 1000]).await;
+        world.bfs.fsync_fails.set(true);
+        let failure = life.run(Op::Sync, 0).await.unwrap_err();
+        assert_eq!((failure.kind(), failure.errno), (Code::Errno, libc::EIO));
         let counts = life.counts().await;
-        assert_eq!((counts.dirty, counts.clean), (3100, 2_500_001 - 3100));
-        // Staged bytes are what the file system had, and dirty ones are the newer ones: a sync
-        // after the clean ones were changed there must not be able to tell.
-        life.run(Op::Sync, 0).await.unwrap();
-        let mut model = before;
-        put(&mut model, 1000, &[5; 3000]);
-        put(&mut model, 1_200_000, &[6; 100]);
-        assert!(world.bfs.get(HANDLE).bytes == model);
+        assert_eq!((counts.dirty, counts.pending, counts.clean), (1000, 0, 0));
     });
+}
+
+#[test]
+fn a_prestage_brings_the_file_and_never_replaces_newer_bytes() {
+    let mut met = 0;
+    for step in 0..30 {
+        met += simulate(step, |world| async move {
+            let before = pattern(9, 2_500_001);
+            world.bfs.put(HANDLE, &before);
+            let life = world.start().await;
+            life.meet(&world).await;
+            life.write(&world, 1000, &[5; 3000]).await;
+            let op = life.begin(Op::Prestage, 0).await.unwrap();
+            world.rt.sleep(std::time::Duration::from_micros(250 * step)).await;
+            let ended = life.status(op, 0, false).await.ended;
+            life.write(&world, 1_200_000, &[6; 100]).await;
+            let met = !ended && life.status(op, 0, false).await.ended;
+            let state = life.status(op, 60_000, false).await;
+            assert!(state.ended && state.failure.is_none(), "{state:?}");
+            let counts = life.counts().await;
+            assert_eq!((counts.dirty, counts.clean), (3100, 2_500_001 - 3100), "step {step}");
+            // Every byte is held: a sync of the dirty ones gives the newest of each.
+            life.run(Op::Sync, 0).await.unwrap();
+            let mut model = before;
+            put(&mut model, 1000, &[5; 3000]);
+            put(&mut model, 1_200_000, &[6; 100]);
+            assert!(world.bfs.get(HANDLE).bytes == model);
+            u32::from(met || !ended)
+        });
+    }
+    assert!(met > 0, "no write fell into a prestage");
 }
 
 #[test]
@@ -305,4 +324,50 @@ fn a_sync_session_is_resumed_after_a_crash_and_its_writes_are_nobody_elses() {
         life.write(&world, 0, &[2; 10]).await;
         life.run(Op::Sync, 0).await.unwrap();
     });
+}
+
+/// Each planted error of residency is found by the test of its rule.
+#[cfg(feature = "planted")]
+mod planted_errors {
+    use crate::planted::{Planted, set};
+
+    fn found_by(planted: Planted, test: fn()) {
+        set(Some(planted));
+        let result = std::panic::catch_unwind(test);
+        set(None);
+        assert!(result.is_err(), "{planted:?} is not found");
+    }
+
+    #[test]
+    fn are_found() {
+        use super as rules;
+        found_by(
+            Planted::SyncWithoutIntent,
+            rules::rule_10_nothing_is_written_before_the_intent_is_in_the_log,
+        );
+        found_by(
+            Planted::CleanBeforeBfsFsync,
+            rules::bytes_are_clean_only_when_the_file_system_has_made_them_durable,
+        );
+        found_by(
+            Planted::IgnoreHungWrite,
+            rules::rule_10_a_predecessors_hung_write_cannot_replace_newer_bytes_that_count_as_clean,
+        );
+        found_by(
+            Planted::DropDirtyUnmounted,
+            rules::rule_11_it_may_also_vanish_in_the_middle_of_a_sync,
+        );
+        found_by(
+            Planted::MarkCleanChanged,
+            rules::rule_9_what_is_written_during_a_sync_stays_dirty_and_comes_with_the_next,
+        );
+        found_by(
+            Planted::PrestageOverwrites,
+            rules::a_prestage_brings_the_file_and_never_replaces_newer_bytes,
+        );
+        found_by(
+            Planted::IgnoreGuard,
+            rules::a_change_behind_our_back_is_a_conflict_until_somebody_decides,
+        );
+    }
 }

@@ -46,10 +46,13 @@ const RING_BYTES: u64 = 32 << 20;
 
 type Blocks = BTreeMap<(u32, PgId, u8), (Vec<u8>, Vec<u32>)>;
 
+/// What one life serves with.
+type Services = (Rc<PartitionHost>, Rc<FileService>, Rc<Residency>);
+
 /// What the network reaches.
 pub struct Net {
     rt: Rt,
-    life: RefCell<Option<(Rc<PartitionHost>, Rc<FileService>, Rc<Residency>)>>,
+    life: RefCell<Option<Services>>,
     blocks: RefCell<Blocks>,
 }
 
