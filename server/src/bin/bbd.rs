@@ -1,5 +1,6 @@
 //! `bbd`: the server.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -103,14 +104,17 @@ fn notify_ready() {
 fn format(path: &Path, force: bool, sparse: bool) -> Result<(), DaemonError> {
     let config = Config::load(path)?;
     let mut shown = u64::MAX;
+    let terminal = std::io::stderr().is_terminal();
     let report = daemon::format(&config, force, sparse, &mut |what, done, all| {
         let percent = done.saturating_mul(100) / all.max(1);
-        if percent != shown {
+        if terminal && percent != shown {
             shown = percent;
             eprint!("\r{what}: {percent:3} %\x1b[K");
         }
     })?;
-    eprintln!("\r\x1b[K");
+    if terminal {
+        eprint!("\r\x1b[K");
+    }
     println!(
         "cluster {} formatted: {} devices, {} MiB",
         report.cluster,
