@@ -54,7 +54,7 @@ fn real_devices_that_were_truncated_or_overwritten_are_refused() {
     let log = cluster.path("log");
     let whole_log = fs::read(&log).expect("the log");
     let log_file = OpenOptions::new().write(true).open(&log).expect("the log");
-    log_file.write_all_at(&bytes(3, 1 << 20), 0).expect("garbage");
+    log_file.write_all_at(&bytes(3, whole_log.len()), 0).expect("garbage");
     refused(&mut cluster, "log overwritten with garbage", "log");
     log_file.set_len(0).expect("truncated");
     refused(&mut cluster, "log truncated to nothing", "log");
@@ -63,6 +63,14 @@ fn real_devices_that_were_truncated_or_overwritten_are_refused() {
     // None of these attempts has changed anything.
     cluster.start();
     assert!(read(&cluster.client(30), "/f") == data);
+    cluster.stop();
+
+    // A piece of the log: refused, or made up for by a second copy; never silently less data.
+    log_file.write_all_at(&bytes(4, 64 << 10), 0).expect("garbage");
+    match cluster.try_start() {
+        Ok(()) => assert!(read(&cluster.client(30), "/f") == data),
+        Err((status, text)) => assert_eq!(status.code(), Some(UNUSABLE), "{text}"),
+    }
 }
 
 #[test]

@@ -76,8 +76,10 @@ impl Drop for Tracing {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
-    WriteBegins(u64),
-    WriteEnds(u64),
+    /// Inode, and offset.
+    WriteBegins(u64, u64),
+    /// Inode, offset, and whether it was a write with `RWF_DSYNC`.
+    WriteEnds(u64, u64, bool),
     /// Inode, and number of the task that flushes.
     FlushBegins(u64, u64),
     FlushEnds(u64, u64),
@@ -114,10 +116,14 @@ fn events(trace: &str, inodes: &BTreeMap<u64, String>, server: u32) -> Vec<Event
         }
         let write = line.contains("WRITE");
         if line.contains(" iomap_dio_rw_begin:") && write {
-            return of(line).map(Event::WriteBegins);
+            return of(line)
+                .and_then(|inode| Some(Event::WriteBegins(inode, number(line, " offset ")?)));
         }
-        if line.contains(" iomap_dio_complete:") && write {
-            return of(line).map(Event::WriteEnds);
+        if line.contains(" iomap_dio_complete:") && write && line.contains(" error 0 ") {
+            // It names the offset at which the write ended. The flush of a DSYNC write is inside.
+            let start = number(line, " offset ")?.checked_sub(number(line, " ret ")?)?;
+            let durable = line.contains("DSYNC");
+            return of(line).map(|inode| Event::WriteEnds(inode, start, durable));
         }
         if line.contains(" ext4_sync_file_enter:") {
             return of(line).map(|inode| Event::FlushBegins(inode, task(line)));
@@ -130,58 +136,76 @@ fn events(trace: &str, inodes: &BTreeMap<u64, String>, server: u32) -> Vec<Event
     trace.lines().filter_map(event).collect()
 }
 
+/// How far a write is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Write {
+    Begun,
+    Ended,
+    Durable,
+}
+
 /// What is known of a file's durability at a moment.
 #[derive(Default, Clone, Debug)]
 struct Inode {
-    begun: u32,
-    ended: u32,
-    /// By task: `ended` when its flush began.
-    covering: BTreeMap<u64, u32>,
-    /// Writes that a flush which has ended covers.
-    flushed: u32,
-    flushes: u32,
+    /// By offset. A write that the kernel begins once more (it would have blocked) is one.
+    writes: BTreeMap<u64, Write>,
+    /// By task: what its flush, once it has ended, has made durable.
+    flushes: BTreeMap<u64, Vec<u64>>,
+}
+
+impl Inode {
+    fn see(&mut self, event: Event) {
+        match event {
+            Event::WriteBegins(_, offset) => {
+                self.writes.insert(offset, Write::Begun);
+            }
+            Event::WriteEnds(_, offset, durable) => {
+                let write = if durable { Write::Durable } else { Write::Ended };
+                self.writes.insert(offset, write);
+            }
+            Event::FlushBegins(_, task) => {
+                let ended = self.writes.iter().filter(|(_, write)| **write == Write::Ended);
+                self.flushes.insert(task, ended.map(|(offset, _)| *offset).collect());
+            }
+            Event::FlushEnds(_, task) => {
+                for offset in self.flushes.remove(&task).unwrap_or_default() {
+                    self.writes.insert(offset, Write::Durable);
+                }
+            }
+            Event::Sent | Event::Mark => {}
+        }
+    }
 }
 
 /// The last answer that the server sends before the client's fsync returns: everything that was
-/// written to data devices since the last mark is flushed by then, and so is a record in the log.
-/// Each answer before it follows a flush of the log, too. Returns the violations.
+/// written to data devices since the last mark is durable by then, and so is a record in the log.
+/// Returns the violations.
 fn violations(events: &[Event], inodes: &BTreeMap<u64, String>) -> Vec<String> {
     let mut found = Vec::new();
     for (round, window) in events.split(|event| *event == Event::Mark).enumerate() {
         let Some(last) = window.iter().rposition(|event| *event == Event::Sent) else { continue };
         let mut state: BTreeMap<u64, Inode> = BTreeMap::new();
         for event in &window[..last] {
-            match *event {
-                Event::WriteBegins(inode) => state.entry(inode).or_default().begun += 1,
-                Event::WriteEnds(inode) => state.entry(inode).or_default().ended += 1,
-                Event::FlushBegins(inode, task) => {
-                    let of = state.entry(inode).or_default();
-                    of.covering.insert(task, of.ended);
-                }
-                Event::FlushEnds(inode, task) => {
-                    let of = state.entry(inode).or_default();
-                    let covered = of.covering.remove(&task).unwrap_or(0);
-                    of.flushed = of.flushed.max(covered);
-                    of.flushes += 1;
-                }
-                Event::Sent | Event::Mark => {}
+            if let Event::WriteBegins(inode, _)
+            | Event::WriteEnds(inode, _, _)
+            | Event::FlushBegins(inode, _)
+            | Event::FlushEnds(inode, _) = *event
+            {
+                state.entry(inode).or_default().see(*event);
             }
         }
         for (inode, name) in inodes {
             let of = state.get(inode).cloned().unwrap_or_default();
-            let good = if name == "log" {
-                // Its background (ticks, checkpoints) may be on the way at any time.
-                of.flushed >= 1
-            } else {
-                of.flushed == of.begun
-            };
+            let mut durable = of.writes.values().map(|write| *write == Write::Durable);
+            // The log's background (ticks, checkpoints) may be on its way at any time.
+            let good = if name == "log" { durable.any(|is| is) } else { durable.all(|is| is) };
             if !good {
                 found.push(format!("round {round}: {name} {of:?}"));
             }
         }
         let written = |name: &str| {
             let inode = inodes.iter().find(|(_, n)| *n == name).map(|(inode, _)| inode);
-            inode.and_then(|inode| state.get(inode)).is_some_and(|of| of.begun > 0)
+            inode.and_then(|inode| state.get(inode)).is_some_and(|of| !of.writes.is_empty())
         };
         if round % 2 == 1 && !inodes.values().any(|name| name != "log" && written(name)) {
             found.push(format!("round {round}: no data device was written to"));
@@ -232,17 +256,18 @@ fn real_server_acknowledges_only_after_the_flush_of_every_device_concerned() {
 fn a_missing_or_early_flush_is_found_in_a_trace() {
     use Event::{FlushBegins, FlushEnds, Mark, Sent, WriteBegins, WriteEnds};
     let inodes = BTreeMap::from([(1, "device0".to_owned()), (2, "log".to_owned())]);
-    let log = [WriteBegins(2), WriteEnds(2), FlushBegins(2, 7), FlushEnds(2, 7)];
+    let log = [WriteBegins(2, 0), WriteEnds(2, 0, true)];
     let check = |device: &[Event], log: &[Event]| {
         let all = [&[Mark], device, log, &[Sent, Mark]].concat();
         violations(&all, &inodes).len()
     };
-    let good = [WriteBegins(1), WriteEnds(1), FlushBegins(1, 7), FlushEnds(1, 7)];
+    let good = [WriteBegins(1, 8), WriteEnds(1, 8, false), FlushBegins(1, 7), FlushEnds(1, 7)];
     assert_eq!(check(&good, &log), 0);
     assert_eq!(check(&good[..3], &log), 1, "the flush had not ended");
     assert_eq!(check(&[good[0], good[2], good[1], good[3]], &log), 1, "it began before the end");
     let other = [good[0], FlushBegins(1, 8), good[1], good[2], FlushEnds(1, 8)];
-    assert_eq!(check(&other, &log), 1, "the one that had begun after the end had not ended");
-    assert_eq!(check(&good, &log[..2]), 1, "the log was not flushed");
+    assert_eq!(check(&other, &log), 1, "the one that began after the end of the write is not over");
+    assert_eq!(check(&[WriteBegins(1, 8), WriteEnds(1, 8, true)], &log), 0, "written durably");
+    assert_eq!(check(&good, &[log[0], WriteEnds(2, 0, false)]), 1, "the log was not flushed");
     assert_eq!(check(&[], &log), 1, "nothing was written");
 }
