@@ -785,7 +785,7 @@ pub struct FileState {
     /// log2 of the region size in bytes.
     #[prost(uint32, tag = "9")]
     pub region_log2: u32,
-    /// Registered runs of 1,024 regions.
+    /// Runs of 1,024 regions that are registered as a whole.
     #[prost(uint32, repeated, tag = "10")]
     pub runs: Vec<u32>,
     /// Binding, for other servers.
@@ -797,6 +797,9 @@ pub struct FileState {
     /// True if a client has it open, or may have (the grace after a restart is not over).
     #[prost(bool, tag = "13")]
     pub open: bool,
+    /// Runs that are registered in part: for each of them the first region that is not.
+    #[prost(uint32, repeated, tag = "14")]
+    pub run_ends: Vec<u32>,
 }
 
 /// Bytes of a file, region or cluster by state.

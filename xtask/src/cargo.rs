@@ -46,6 +46,15 @@ pub fn output(command: &mut Command) -> Result<String, String> {
     String::from_utf8(output.stdout).map_err(|_| format!("{program} printed no UTF-8"))
 }
 
+/// Where cargo builds.
+pub fn target_directory() -> Result<PathBuf, String> {
+    let words = ["metadata", "--format-version=1", "--no-deps", "--locked"];
+    let metadata: Value =
+        serde_json::from_str(&output(cargo().args(words))?).map_err(|error| error.to_string())?;
+    let path = metadata["target_directory"].as_str();
+    path.map(PathBuf::from).ok_or_else(|| "cargo metadata names no target directory".to_owned())
+}
+
 /// Whether a cargo subcommand is installed.
 pub fn has(subcommand: &str) -> bool {
     let mut probe = cargo();

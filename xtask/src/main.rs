@@ -3,6 +3,7 @@
 mod cargo;
 mod checks;
 mod demo;
+mod man;
 mod sim;
 mod step;
 mod test;
@@ -27,6 +28,8 @@ enum Command {
     Help,
     /// Copy a directory tree through a real server and lose a device on the way
     Demo(demo::Arguments),
+    /// Write man pages and completions (target/man, target/completions)
+    Man,
     /// Run all tests and checks (what CI runs)
     Test(test::Arguments),
     /// Run a simulated cluster; all arguments go to the simulator (--seeds N, --seed S, --family F)
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Help => help(),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Man => man::run(),
         Command::Test(arguments) => test::run(&arguments),
         Command::Sim { arguments } => sim::run(&arguments),
     };

@@ -11,8 +11,10 @@ use bb_runtime::Rt;
 
 use crate::device::BLOCK_BYTES;
 
-/// udev holds a lock on a block device while it looks at it: worth waiting for.
-const LOCK_TRIES: u32 = 20;
+/// Worth waiting for: udev holds a lock on a block device while it looks at it, and the ring of a
+/// process that was killed keeps its files open until the kernel has taken it apart, some time
+/// after the process is gone.
+const LOCK_TRIES: u32 = 60;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why a device could not be opened.
@@ -72,17 +74,29 @@ pub(super) async fn open(rt: &Rt, path: &Path) -> Result<Opened, OpenError> {
     }
     // On a block device, O_EXCL claims it against mounts and volume managers.
     let exclusive = if is_block_device { libc::O_EXCL } else { 0 };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_DIRECT | libc::O_CLOEXEC | exclusive)
-        .open(path)
-        .map_err(|error| match error.raw_os_error() {
-            Some(libc::EBUSY) if is_block_device => OpenError::InUse { path: path.to_owned() },
-            Some(libc::EINVAL) => OpenError::NotDirect { path: path.to_owned(), needs_bytes: 0 },
-            _ => failed(error),
-        })?;
-    lock(rt, &file, path, is_block_device).await?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    options.custom_flags(libc::O_DIRECT | libc::O_CLOEXEC | exclusive);
+    let mut tries = LOCK_TRIES;
+    let file = loop {
+        let error = match options.open(path) {
+            Ok(file) => break file,
+            Err(error) => error,
+        };
+        match error.raw_os_error() {
+            Some(libc::EBUSY) if is_block_device && tries > 1 => {}
+            Some(libc::EBUSY) if is_block_device => {
+                return Err(OpenError::InUse { path: path.to_owned() });
+            }
+            Some(libc::EINVAL) => {
+                return Err(OpenError::NotDirect { path: path.to_owned(), needs_bytes: 0 });
+            }
+            _ => return Err(failed(error)),
+        }
+        tries -= 1;
+        rt.sleep(LOCK_PAUSE).await;
+    };
+    lock(rt, &file, path, tries).await?;
     // What is open decides, not what the path was a moment ago.
     let metadata = file.metadata().map_err(failed)?;
     if metadata.file_type() != kind {
@@ -101,8 +115,7 @@ pub(super) async fn open(rt: &Rt, path: &Path) -> Result<Opened, OpenError> {
     Ok(Opened { fd: file.into(), capacity_bytes, volatile_cache, is_block_device })
 }
 
-async fn lock(rt: &Rt, file: &File, path: &Path, is_block_device: bool) -> Result<(), OpenError> {
-    let mut tries = if is_block_device { LOCK_TRIES } else { 1 };
+async fn lock(rt: &Rt, file: &File, path: &Path, mut tries: u32) -> Result<(), OpenError> {
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(()),

@@ -197,6 +197,12 @@ impl FileRecord {
         self.runs.iter().filter(|r| r.regions == RUN_REGIONS).map(|r| r.run).collect()
     }
 
+    /// First region that is not registered, for each run that is registered in part.
+    pub fn run_ends(&self) -> Vec<u32> {
+        let parts = self.runs.iter().filter(|r| r.regions < RUN_REGIONS);
+        parts.map(|r| r.run * RUN_REGIONS + r.regions).collect()
+    }
+
     /// Memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
         let rare = self.rare.as_ref().map_or(0, |rare| {

@@ -313,7 +313,10 @@ fn rule_7_a_region_learns_the_truncates_that_it_missed_before_it_takes_a_commit(
         world.add_file(fid, EPOCH);
         world.change_file(fid, |file| file.runs.clear());
         assert_eq!(code(life.commit(at, &commit).await).0, Code::RegionUnknown);
-        world.change_file(fid, |file| file.runs.push(0));
+        world.change_file(fid, |file| file.run_ends = vec![1]);
+        assert_eq!(code(life.commit(at, &commit).await).0, Code::RegionUnknown);
+        // A run that is registered in part, as far as this region.
+        world.change_file(fid, |file| file.run_ends = vec![2]);
         life.commit(at, &commit).await.unwrap();
         world.change_file(fid, |file| {
             file.epoch = 9;

@@ -198,7 +198,7 @@ impl PartitionHost {
         if !file.known {
             return Err(stale());
         }
-        if region.is_some_and(|region| !file.runs.contains(&(region.0 / REGIONS_PER_RUN))) {
+        if region.is_some_and(|region| !is_registered(&file, region)) {
             return Err(unregistered());
         }
         let region_log2 = u8::try_from(file.region_log2).ok().filter(|l| (20..=40).contains(l));
@@ -228,6 +228,13 @@ impl PartitionHost {
             Err(error) => Err(Failure::new(Code::Busy, format!("asking the file record: {error}"))),
         }
     }
+}
+
+/// Whether the file record, as it says of itself, has this region.
+fn is_registered(file: &FileState, region: RegionIndex) -> bool {
+    let run = region.0 / REGIONS_PER_RUN;
+    let in_part = |end: &u32| region.0 < *end && (*end - 1) / REGIONS_PER_RUN == run;
+    file.runs.contains(&run) || file.run_ends.iter().any(in_part)
 }
 
 /// The payload of an inline group, at home.

@@ -57,6 +57,10 @@ pub fn choose(wanted: Option<&Path>, bytes_min: u64) -> Result<Source, String> {
         source.take(path, measure);
         return Ok(source);
     }
+    if let Some((path, measure)) = one(bytes_min)? {
+        source.take(path, measure);
+        return Ok(source);
+    }
     for candidate in candidates() {
         if let Ok(path) = candidate.canonicalize() {
             fill(&path, bytes_min, &mut source, 0)?;
@@ -85,6 +89,41 @@ fn candidates() -> Vec<PathBuf> {
         of("RUSTUP_HOME", ".rustup").join("toolchains"),
         of("CARGO_HOME", ".cargo").join("registry/src"),
     ]
+}
+
+/// A single directory that is about right, if there is one.
+fn one(bytes_min: u64) -> Result<Option<(PathBuf, Measure)>, String> {
+    let right = |found: &Measure| {
+        (bytes_min..=bytes_min + bytes_min / 2).contains(&found.bytes)
+            && (FILES_MIN..=2 * FILES_MAX).contains(&found.files)
+            && !found.unreadable
+    };
+    let mut level: Vec<PathBuf> =
+        candidates().iter().filter_map(|path| path.canonicalize().ok()).collect();
+    for _depth in 0..4 {
+        let mut below = Vec::new();
+        for path in level {
+            let found = measure(&path)?;
+            if right(&found) {
+                return Ok(Some((path, found)));
+            }
+            if found.bytes > bytes_min {
+                below.extend(directories(&path));
+            }
+        }
+        level = below;
+    }
+    Ok(None)
+}
+
+fn directories(path: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
+    let is_directory =
+        |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    let mut below: Vec<PathBuf> =
+        entries.flatten().filter(is_directory).map(|entry| entry.path()).collect();
+    below.sort();
+    below
 }
 
 impl Source {
@@ -116,13 +155,7 @@ fn fill(directory: &Path, bytes_min: u64, source: &mut Source, depth: u32) -> Re
     if depth == 6 {
         return Ok(());
     }
-    let Ok(entries) = std::fs::read_dir(directory) else { return Ok(()) };
-    let is_directory =
-        |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-    let mut below: Vec<PathBuf> =
-        entries.flatten().filter(is_directory).map(|entry| entry.path()).collect();
-    below.sort();
-    below.iter().try_for_each(|path| fill(path, bytes_min, source, depth + 1))
+    directories(directory).iter().try_for_each(|path| fill(path, bytes_min, source, depth + 1))
 }
 
 /// Counts regular files, on one file system.

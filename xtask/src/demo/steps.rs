@@ -1,8 +1,10 @@
 //! The steps of the demo, in their order.
 
 use std::ffi::OsStr;
+use std::io::IsTerminal;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -12,7 +14,7 @@ use super::place::{DEVICES, LOG_BYTES, Place};
 use super::processes::{Running, Server};
 use super::report::{Report, Row};
 use super::source::Source;
-use crate::cargo::{cargo, output, run as start};
+use crate::cargo::{run as start, target_directory};
 
 /// The device that is lost, counted from 0.
 const LOST_DEVICE: u64 = 2;
@@ -40,7 +42,7 @@ impl<'a> Demo<'a> {
         source: Source,
         keep: bool,
     ) -> Result<Self, String> {
-        let programs = programs()?;
+        let programs = target_directory()?.join("release");
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
         let address = port.map_err(|error| error.to_string())?.to_string();
         let config = place.path.join("bb.conf");
@@ -122,8 +124,13 @@ impl<'a> Demo<'a> {
 
     fn format(&mut self) -> Result<(), String> {
         let since = self.step("format: zeros through the devices and the log")?;
-        let mut command = std::process::Command::new(self.programs.join("bbd"));
-        start(command.arg("--config").arg(&self.config).arg("format"))?;
+        let mut command = Command::new(self.programs.join("bbd"));
+        command.arg("--config").arg(&self.config).arg("format").stdin(Stdio::null());
+        if !std::io::stderr().is_terminal() {
+            let log = std::fs::File::create(self.logs.join("format.log"));
+            command.stderr(log.map_err(|error| error.to_string())?);
+        }
+        start(&mut command)?;
         self.row("format", 0, 0, since);
         self.step("start the server")?;
         self.server.start()?;
@@ -324,13 +331,4 @@ fn configuration(place: &Place, address: &str) -> String {
         "[bfs]\npath = {}\n\n[cluster]\ngeometry = \"2+1\"\nplacement = \"least-loaded\"\n",
         path("bfs")
     )
-}
-
-/// Folder of the release programs.
-fn programs() -> Result<PathBuf, String> {
-    let words = ["metadata", "--format-version=1", "--no-deps", "--locked"];
-    let text = output(cargo().args(words))?;
-    let metadata: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-    let target = metadata["target_directory"].as_str().ok_or("cargo metadata without a target")?;
-    Ok(Path::new(target).join("release"))
 }

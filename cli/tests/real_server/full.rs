@@ -1,0 +1,139 @@
+//! No space, in the buffer and below it.
+
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::harness::{Cluster, Shape, bytes, read};
+
+const PIECE: usize = 4 << 20;
+
+fn dirty(cluster: &Cluster, path: &str) -> u64 {
+    let text = cluster.bbctl_good(&["--json", "frag-stat", path]);
+    let line: Value = serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
+    line["dirty"].as_u64().expect("a number")
+}
+
+#[test]
+fn real_full_devices_give_enospc_and_break_nothing_else() {
+    let shape = Shape { device_mib: 64, ..Shape::default() };
+    let cluster = Cluster::started(&shape);
+    // Writers wait for space as long as this.
+    let client = cluster.client(3);
+    let mut good = Vec::new();
+    let error = loop {
+        let number = good.len() as u64;
+        assert!(number < 100, "256 MiB of devices can't hold 400 MiB");
+        let path = format!("/f{number}");
+        let flags = libc::O_WRONLY | libc::O_CREAT;
+        let result = client.open(path.as_bytes(), flags, 0o644).and_then(|file| {
+            let written = file.pwrite(&bytes(number, PIECE), 0);
+            let synced = written.and_then(|_| file.fsync());
+            let closed = file.close();
+            synced.and(closed)
+        });
+        match result {
+            Ok(()) => good.push(path),
+            Err(error) => break error,
+        }
+    };
+    println!("{} files of 4 MiB fit", good.len());
+    assert_eq!(error.errno(), libc::ENOSPC, "{error}");
+    assert!(good.len() >= 20, "only {} files fitted", good.len());
+    // What was acknowledged is there, names work, and the server is well.
+    for (number, path) in good.iter().enumerate() {
+        assert!(read(&client, path) == bytes(number as u64, PIECE), "{path}");
+    }
+    client.mkdir(b"/d", 0o755).expect("makes a directory");
+    client.rename(b"/f0", b"/d/f0", 0).expect("renames");
+    client.rename(b"/d/f0", b"/f0", 0).expect("renames back");
+    // Room can be made, and is used again.
+    cluster.bbctl_good(&["sync", "-r", "/"]);
+    cluster.bbctl_good(&["purge", "-r", "/"]);
+    let again = cluster.client(30);
+    for number in 0..10_u64 {
+        let file = again
+            .open(format!("/again{number}").as_bytes(), libc::O_WRONLY | libc::O_CREAT, 0o644)
+            .expect("opens");
+        file.pwrite(&bytes(1_000 + number, PIECE), 0).expect("writes");
+        file.fsync().expect("there is room again");
+        file.close().expect("closes");
+    }
+    for number in 0..10_u64 {
+        assert!(read(&again, &format!("/again{number}")) == bytes(1_000 + number, PIECE));
+    }
+    for (number, path) in good.iter().enumerate() {
+        assert!(read(&again, path) == bytes(number as u64, PIECE), "{path} from below");
+    }
+}
+
+/// A small file system in memory; unmounted when dropped.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn mount(at: &Path, mib: u32, remount: bool) -> std::io::Result<()> {
+        use std::os::unix::ffi::OsStrExt;
+        let target = CString::new(at.as_os_str().as_bytes())?;
+        let options = CString::new(format!("size={mib}m"))?;
+        let flags = if remount { libc::MS_REMOUNT } else { 0 };
+        let name = c"tmpfs".as_ptr();
+        // SAFETY: all pointers are to strings that end with a NUL and outlive the call.
+        let result =
+            unsafe { libc::mount(name, target.as_ptr(), name, flags, options.as_ptr().cast()) };
+        if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        use std::os::unix::ffi::OsStrExt;
+        let target = CString::new(self.0.as_os_str().as_bytes()).expect("no NUL");
+        // SAFETY: the string ends with a NUL and outlives the call.
+        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+#[test]
+fn real_backing_file_system_that_fills_up_during_a_sync_leaves_data_dirty() {
+    let mut cluster = Cluster::format(&Shape::default());
+    let bfs = cluster.path("bfs");
+    if let Err(error) = Tmpfs::mount(&bfs, 8, false) {
+        // Without the right to mount there is no small file system to fill up.
+        // SAFETY: geteuid has no preconditions.
+        assert_ne!(unsafe { libc::geteuid() }, 0, "root can mount: {error}");
+        println!("not run: needs the right to mount ({error})");
+        return;
+    }
+    let mounted = Tmpfs(bfs.clone());
+    // The marker lies on the file system itself.
+    cluster.format_again();
+    cluster.start();
+    let data = bytes(7, 24 << 20);
+    let client = cluster.client(30);
+    let file = client.open(b"/large", libc::O_WRONLY | libc::O_CREAT, 0o644).expect("opens");
+    file.pwrite(&data, 0).expect("writes");
+    file.fsync().expect("fsyncs");
+    file.close().expect("closes");
+    client.mkdir(b"/d", 0o755).expect("names work");
+
+    let output = cluster.bbctl(&["sync", "/large"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("No space left on device"), "{said}");
+    let left = dirty(&cluster, "/large");
+    assert!(left >= 16 << 20, "{left} bytes are dirty, the file system has room for 8 MiB");
+    assert!(read(&client, "/large") == data, "nothing is lost");
+
+    // Clean data may go, dirty data may not.
+    cluster.bbctl_good(&["purge", "/large"]);
+    assert_eq!(dirty(&cluster, "/large"), left);
+    assert!(read(&cluster.client(30), "/large") == data, "nothing is lost by a purge");
+
+    Tmpfs::mount(&bfs, 64, true).expect("larger now");
+    cluster.bbctl_good(&["sync", "/large"]);
+    assert_eq!(dirty(&cluster, "/large"), 0);
+    assert!(std::fs::read(bfs.join("large")).expect("is there") == data);
+    cluster.stop();
+    drop(mounted);
+}
