@@ -62,14 +62,13 @@ impl Worker {
             operation.wait(|_| {}).await.map(drop)
         }
         .await;
-        match result {
+        match &result {
             Ok(()) => bench.count(what, "ok"),
             Err(error) if error.errno() == libc::ECANCELED => bench.count(what, "ECANCELED"),
             Err(error) => {
                 // What was to be written back first may have failed with it.
                 bench.model.borrow_mut().given_up(id, actor);
-                bench.failed(what, actor, &error, bench.names.is_gone(id));
-                return false;
+                bench.failed(what, actor, error, bench.names.is_gone(id));
             }
         }
         result.is_ok()
