@@ -18,6 +18,9 @@ use crate::bfs::SimProcess;
 
 /// Memory of a server process.
 const POOL_BYTES: usize = 64 << 20;
+/// Longer than any outage of a run: what a lost session does to operations under way is for
+/// directed tests.
+const SESSION_LEASE: Duration = Duration::from_secs(25);
 /// Pause before another attempt to start.
 const START_PAUSE: Duration = Duration::from_millis(300);
 
@@ -124,12 +127,15 @@ impl World {
             log: self.log_disk.attach(),
             log_options: self.log_options(),
             devices: self.disks.iter().map(|disk| -> DeviceRef { disk.attach() }).collect(),
+            unusable: Vec::new(),
+            give_up: Vec::new(),
             bfs,
             caller: Rc::new(caller.clone()),
             blocks: blockstore::Config {
                 orphan_interval: Duration::from_secs(2),
                 ..blockstore::Config::default()
             },
+            session_lease: SESSION_LEASE,
             host: HostConfig {
                 call_deadline: Duration::from_secs(2),
                 work_interval: Duration::from_millis(300),
