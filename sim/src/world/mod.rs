@@ -62,7 +62,7 @@ impl Setup {
             family,
             devices: 4,
             device_bytes,
-            log_bytes: 20 << 20,
+            log_bytes: 25 << 20,
             data,
             parity,
             partitions: [1, 4, 8, 16][usize::try_from(rt.random_below(4)).unwrap_or(0)],
