@@ -127,6 +127,7 @@ impl Inner {
                 return Step::End(if unknown { End::Unknown(error) } else { End::Refused(error) });
             }
         };
+        tracing::debug!(partition = %part.partition, %failure, "a commit was refused");
         match failure.kind() {
             Code::Busy | Code::SlotAhead => Step::Repeat,
             Code::Fenced => {

@@ -797,6 +797,20 @@ pub struct FileState {
     /// True if a client has it open, or may have (the grace after a restart is not over).
     #[prost(bool, tag = "13")]
     pub open: bool,
+    /// Runs of which only the first regions are registered.
+    #[prost(message, repeated, tag = "14")]
+    pub begun_runs: Vec<BegunRun>,
+}
+
+/// A run of which only the first regions are registered.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct BegunRun {
+    /// The run.
+    #[prost(uint32, tag = "1")]
+    pub run: u32,
+    /// How many of its regions.
+    #[prost(uint32, tag = "2")]
+    pub regions: u32,
 }
 
 /// Bytes of a file, region or cluster by state.

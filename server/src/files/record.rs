@@ -1,6 +1,6 @@
 //! What the partition of (file, region 0) knows of a file.
 
-use bb_proto::meta::Guard;
+use bb_proto::meta::{BegunRun, Guard};
 use bb_proto::{ClientSequence, DecodeError, OpId, Reader, RegionIndex, SessionId};
 use bb_proto::{TruncateEpoch, Writer};
 
@@ -195,6 +195,12 @@ impl FileRecord {
     /// Runs that are registered as a whole: what clients need not register again.
     pub fn whole_runs(&self) -> Vec<u32> {
         self.runs.iter().filter(|r| r.regions == RUN_REGIONS).map(|r| r.run).collect()
+    }
+
+    /// Runs of which only the first regions are registered.
+    pub fn begun_runs(&self) -> Vec<BegunRun> {
+        let begun = self.runs.iter().filter(|r| r.regions < RUN_REGIONS);
+        begun.map(|r| BegunRun { run: r.run, regions: r.regions }).collect()
     }
 
     /// Memory in bytes.

@@ -252,6 +252,7 @@ impl FileService {
             binding: Some(self.binding(&record.key)),
             truncating: record.rare().truncating.is_some(),
             open: self.opens.is_open(fid, self.parts.rt.now()),
+            begun_runs: record.begun_runs(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use bb_cluster::DeviceState;
 use bb_erasure::crc32c;
-use bb_proto::meta::{FileStat, FileState, decode};
+use bb_proto::meta::{BegunRun, FileStat, FileState, decode};
 use bb_proto::{
     Code, Commit, Failure, Fid, Kind, OpId, PgBody, RegionIndex, Rights, ServiceClass,
     TruncateEpoch,
@@ -198,7 +198,7 @@ impl PartitionHost {
         if !file.known {
             return Err(stale());
         }
-        if region.is_some_and(|region| !file.runs.contains(&(region.0 / REGIONS_PER_RUN))) {
+        if region.is_some_and(|region| !is_registered(&file, region)) {
             return Err(unregistered());
         }
         let region_log2 = u8::try_from(file.region_log2).ok().filter(|l| (20..=40).contains(l));
@@ -228,6 +228,13 @@ impl PartitionHost {
             Err(error) => Err(Failure::new(Code::Busy, format!("asking the file record: {error}"))),
         }
     }
+}
+
+/// What the file record says of a region.
+fn is_registered(file: &FileState, region: RegionIndex) -> bool {
+    let (run, index) = (region.0 / REGIONS_PER_RUN, region.0 % REGIONS_PER_RUN);
+    let begun = |r: &BegunRun| r.run == run && index < r.regions;
+    file.runs.contains(&run) || file.begun_runs.iter().any(begun)
 }
 
 /// The payload of an inline group, at home.
