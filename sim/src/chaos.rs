@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use bb_nvme::{FaultKind, FaultRates};
+use bb_nvme::FaultRates;
 use bb_transport::Address;
 
 use crate::bfs::BfsFaults;
@@ -200,19 +200,4 @@ pub async fn heal(bench: &Rc<Bench>) {
     }
     bench.note(|| "everything is healed".to_owned());
     restart(bench).await;
-}
-
-/// Kinds of disk faults that the workload cannot avoid in a family; for reports.
-pub fn expected_disk_faults() -> [FaultKind; 9] {
-    [
-        FaultKind::TornWrite,
-        FaultKind::LostUnflushed,
-        FaultKind::LostWrite,
-        FaultKind::MisdirectedWrite,
-        FaultKind::BitRot,
-        FaultKind::ReadError,
-        FaultKind::Slow,
-        FaultKind::Stall,
-        FaultKind::Gone,
-    ]
 }

@@ -46,6 +46,8 @@ pub struct Bench {
     moments: RefCell<VecDeque<(Instant, Moment)>>,
     log: RefCell<VecDeque<String>>,
     verbose: bool,
+    /// A violation was seen.
+    pub decided: bb_runtime::sync::Notify,
 }
 
 impl Bench {
@@ -70,6 +72,7 @@ impl Bench {
             moments: RefCell::default(),
             log: RefCell::default(),
             verbose,
+            decided: bb_runtime::sync::Notify::new(),
         })
     }
 
@@ -128,6 +131,7 @@ impl Bench {
         self.note(|| format!("VIOLATION {text}"));
         self.violations.borrow_mut().push(text);
         self.left.set(0);
+        self.decided.notify_all();
     }
 
     /// True once the verdict is known.

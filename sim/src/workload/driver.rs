@@ -149,6 +149,8 @@ impl Worker {
             73..=78 => self.close_some(handle).await,
             79..=82 => self.truncate(&handle).await,
             83..=87 => self.fstat(&handle).await,
+            // Who may read may move bytes.
+            88..=93 if handle.flags & libc::O_ACCMODE == libc::O_WRONLY => {}
             88..=93 => self.residency(&handle).await,
             94..=95 => self.append().await,
             _ => self.read_outside().await,
