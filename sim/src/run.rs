@@ -94,7 +94,11 @@ pub fn run(order: &Order) -> Outcome {
         shared.borrow_mut().take();
         drop(std::mem::ManuallyDrop::into_inner(executor));
     }
-    outcome.violations.extend(complaints::errors().into_iter().take(3));
+    let explained = |line: &String| {
+        order.family == Family::DeviceGone && line.contains("data device")
+    };
+    let errors = complaints::errors().into_iter().filter(|line| !explained(line));
+    outcome.violations.extend(errors.take(3));
     outcome
 }
 

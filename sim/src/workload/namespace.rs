@@ -247,12 +247,17 @@ impl Worker {
         let known = |all: &super::Names| -> Vec<super::Slot> {
             (0..all.len()).map(|at| all.get(at)).collect()
         };
-        let before = (known(&bench.names), known(&bench.dirs));
+        let outages = || bench.world.tally.borrow().unmounts;
+        let (before, outages_before) = ((known(&bench.names), known(&bench.dirs)), outages());
         let entries = match self.process.client.readdir(b"/").await {
             Ok(entries) => entries,
             Err(error) => return bench.failed("readdir", actor, &error, false),
         };
         bench.count("readdir", "ok");
+        if outages() != outages_before {
+            // It may have been away for the listing and back for the check.
+            return;
+        }
         let after = (known(&bench.names), known(&bench.dirs));
         let pairs = before.0.iter().zip(&after.0).chain(before.1.iter().zip(&after.1));
         for (old, new) in pairs {
