@@ -127,6 +127,7 @@ impl Inner {
                 return Step::End(if unknown { End::Unknown(error) } else { End::Refused(error) });
             }
         };
+        tracing::debug!(partition = %part.partition, %failure, "a commit was refused");
         match failure.kind() {
             Code::Busy | Code::SlotAhead => Step::Repeat,
             Code::Fenced => {
@@ -135,6 +136,15 @@ impl Inner {
             }
             Code::OldTruncateEpoch => {
                 let epoch = TruncateEpoch(failure.value);
+                // Somebody cut the file: what was acknowledged before does not cover these bytes
+                // any more, and without its new size fsync would not raise it.
+                if let Err(error) = self.ask_size(node).await {
+                    return Step::End(if *maybe_applied {
+                        End::Unknown(error)
+                    } else {
+                        End::Refused(error)
+                    });
+                }
                 node.epoch.set(node.epoch.get().max(epoch));
                 node.maps.borrow_mut().forget();
                 Step::Repeat

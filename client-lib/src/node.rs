@@ -191,9 +191,8 @@ impl Node {
         if capability.rights.allows(Rights::WRITE) {
             self.write_capability.set(*capability);
         }
-        self.epoch.set(self.epoch.get().max(TruncateEpoch(handle.epoch)));
         self.runs.borrow_mut().extend(whole_runs(handle));
-        self.saw_size(handle.size);
+        self.saw_epoch(TruncateEpoch(handle.epoch), handle.size);
     }
 
     /// Size as this client sees it.
@@ -208,23 +207,27 @@ impl Node {
         }
     }
 
-    /// The cluster says how large the file is.
+    /// The cluster says how large the file is. What was written within an earlier, larger size
+    /// counts beyond this one.
     pub fn saw_size(&self, size: u64) {
         self.size_acknowledged.set(size);
-        if size >= self.reached.get() {
-            self.reached.set(0);
-        }
+        let reached = self.reached.get().max(self.dirty_end());
+        self.reached.set(if reached > size { reached } else { 0 });
     }
 
     /// The file record says this. A newer epoch: somebody cut the file meanwhile, and what was
     /// acknowledged before no longer makes it longer.
     pub fn saw_state(&self, state: &FileState) {
-        if TruncateEpoch(state.epoch) > self.epoch.get() {
-            self.epoch.set(TruncateEpoch(state.epoch));
+        self.saw_epoch(TruncateEpoch(state.epoch), state.size);
+    }
+
+    fn saw_epoch(&self, epoch: TruncateEpoch, size: u64) {
+        if epoch > self.epoch.get() {
+            self.epoch.set(epoch);
             self.maps.borrow_mut().forget();
-            self.cut_to(state.size);
+            self.cut_to(size);
         } else {
-            self.saw_size(state.size);
+            self.saw_size(size);
         }
     }
 

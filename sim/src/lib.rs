@@ -1,4 +1,26 @@
 //! The simulator: simulated platform parts, whole-cluster runs, and the model that judges them.
+//!
+//! | file | what |
+//! |---|---|
+//! | `family` | which faults happen in a run |
+//! | `world` | disks, network, backing file system, and processes that come and go |
+//! | `workload` | what clients do, and the judgement of each answer |
+//! | `chaos` | what goes wrong meanwhile |
+//! | `finale` | what must hold when all is healed |
+//! | `model` | which bytes a read may return |
+//! | `run` | one seed from start to verdict |
+//! | `report`, `work` | many seeds on all cores |
+//! | `planted` | the deliberate errors that must be found |
 
 pub mod bfs;
+mod chaos;
+pub mod complaints;
+pub mod family;
+mod finale;
 pub mod model;
+pub mod planted;
+pub mod report;
+pub mod run;
+pub mod work;
+pub mod workload;
+pub mod world;

@@ -52,6 +52,7 @@ pub struct Model {
     now: u64,
     next_write: u64,
     files: BTreeMap<u64, FileModel>,
+    writes_may_fail: bool,
 }
 
 /// Something that must not happen.
@@ -74,7 +75,20 @@ pub fn pattern(id: WriteId, offset: u64) -> u8 {
     if byte == 0 { 0xA5 } else { byte }
 }
 
+/// Fills `bytes`, which begin at `offset`, with the [`pattern`] of `id`.
+pub fn fill_pattern(id: WriteId, offset: u64, bytes: &mut [u8]) {
+    for (at, byte) in (offset..).zip(bytes) {
+        *byte = pattern(id, at);
+    }
+}
+
 impl Model {
+    /// A model in which what a client wrote may be given up before it is durable, because space is
+    /// short: until then not even its writer must see it.
+    pub fn with_writes_that_fail() -> Self {
+        Self { writes_may_fail: true, ..Self::default() }
+    }
+
     /// The next moment.
     pub fn tick(&mut self) -> Moment {
         self.now += 1;
@@ -147,6 +161,24 @@ impl Model {
         model.prune(now);
     }
 
+    /// Writes of `actor` that are not durable yet were given up: an error was reported. They may
+    /// have taken effect, may still, or never will.
+    pub fn given_up(&mut self, file: u64, actor: Actor) {
+        let Some(model) = self.files.get_mut(&file) else { return };
+        for write in &mut model.writes {
+            if write.actor == actor && write.durable.is_none() {
+                write.returned = None;
+            }
+        }
+    }
+
+    /// True if nothing was written or truncated since `moment`, and everything before is durable.
+    pub fn is_quiet_since(&self, file: u64, moment: Moment) -> bool {
+        self.files.get(&file).is_some_and(|model| {
+            model.writes.iter().all(|write| write.durable.is_some_and(|at| at < moment))
+        })
+    }
+
     fn with(&mut self, file: u64, id: WriteId, change: impl FnOnce(&mut Write)) {
         if let Some(model) = self.files.get_mut(&file)
             && let Some(write) = model.writes.iter_mut().rev().find(|w| w.id == id)
@@ -179,7 +211,12 @@ impl Model {
         cuts.sort_unstable();
         cuts.dedup();
         for pair in cuts.windows(2) {
-            let candidates = model.candidates(reader, fresh_since, read_begun, pair[0]);
+            let reader_sees = if self.writes_may_fail { NOBODY } else { reader };
+            let candidates = model.candidates(reader_sees, fresh_since, read_begun, pair[0]);
+            let piece = &bytes[index(pair[0] - offset)..index(pair[1] - offset)];
+            if candidates.iter().any(|c| c.explains(pair[0], piece)) {
+                continue;
+            }
             for at in pair[0]..pair[1] {
                 let byte = bytes[usize::try_from(at - offset).unwrap_or(usize::MAX)];
                 let explained = candidates.iter().any(|c| match c {
@@ -198,6 +235,28 @@ impl Model {
         Ok(())
     }
 
+    /// Checks that a file may end at or before `end`: a read there returned nothing.
+    ///
+    /// # Errors
+    /// When more is durable.
+    pub fn check_end(
+        &self,
+        file: u64,
+        reader: Actor,
+        fresh_since: Moment,
+        asked: Moment,
+        end: u64,
+    ) -> Result<(), Violation> {
+        let Some(model) = self.files.get(&file) else { return Ok(()) };
+        let reader = if self.writes_may_fail { NOBODY } else { reader };
+        let (least, _) = model.size_bounds(reader, fresh_since, asked);
+        if least <= end {
+            return Ok(());
+        }
+        let text = format!("nothing at {end}, and the size is at least {least}");
+        Err(Violation { file, offset: end, text })
+    }
+
     /// Checks a size that `stat` or a read to the end showed.
     ///
     /// # Errors
@@ -211,6 +270,7 @@ impl Model {
         size: u64,
     ) -> Result<(), Violation> {
         let Some(model) = self.files.get(&file) else { return Ok(()) };
+        let reader = if self.writes_may_fail { NOBODY } else { reader };
         let (least, most) = model.size_bounds(reader, fresh_since, asked);
         if (least..=most).contains(&size) {
             return Ok(());
@@ -220,10 +280,26 @@ impl Model {
     }
 }
 
+/// No client is numbered like this.
+const NOBODY: Actor = Actor(u64::MAX);
+
+fn index(offset: u64) -> usize {
+    usize::try_from(offset).unwrap_or(usize::MAX)
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Candidate {
     Zero,
     Write(WriteId),
+}
+
+impl Candidate {
+    fn explains(self, offset: u64, bytes: &[u8]) -> bool {
+        match self {
+            Self::Zero => bytes.iter().all(|byte| *byte == 0),
+            Self::Write(id) => (offset..).zip(bytes).all(|(at, byte)| *byte == pattern(id, at)),
+        }
+    }
 }
 
 impl Write {

@@ -41,6 +41,8 @@ impl WriteThrough {
             Some(NamespaceOp::Readdir(op)) => {
                 let page = bfs.readdir(caller, &op.path, &op.after, PAGE_ENTRIES).await;
                 let page = self.sure(page).await?;
+                // A listing has no binding: it may be that of the directory beneath.
+                bfs.check().await.map_err(|error| refusal(&error))?;
                 (reply.entries, reply.last) = (page.entries, page.last);
             }
             Some(NamespaceOp::Access(op)) => {

@@ -1,0 +1,203 @@
+//! What goes wrong while clients are at work.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bb_nvme::FaultRates;
+use bb_transport::Address;
+
+use crate::bfs::BfsFaults;
+use crate::workload::{Bench, Place, change_from_outside};
+use crate::world::{disk_rates, network};
+
+/// A server that does not come back within this has a defect: every outage is shorter.
+const START_LIMIT: Duration = Duration::from_secs(90);
+/// Superblocks and what belongs to them: damage there is an operator's business.
+const DATA_OFFSET: u64 = 2 << 20;
+
+/// Makes things go wrong until the operations of the run are used up.
+pub async fn run_chaos(bench: Rc<Bench>, places: Vec<Rc<Place>>) {
+    let (world, family) = (&bench.world, bench.family);
+    world.net.set_config(network(family));
+    let victims = victims(&bench);
+    if family.rots() {
+        for victim in &victims {
+            world.disks[*victim].set_rates(disk_rates());
+        }
+    }
+    if matches!(family, crate::family::Family::Mixed | crate::family::Family::Crash) {
+        let slow = FaultRates { slow_ppm: 2_000, ..FaultRates::default() };
+        world.log_disk.set_rates(slow);
+    }
+    world.bfs.set_faults(bfs_faults(&bench));
+    while bench.left.get() > 0 {
+        world.pause(Duration::from_millis(2_500)).await;
+        if bench.left.get() == 0 {
+            break;
+        }
+        strike(&bench, &places, &victims).await;
+    }
+}
+
+/// As many devices as may be hurt.
+fn victims(bench: &Bench) -> Vec<usize> {
+    let world = &bench.world;
+    let first = usize::try_from(world.draw(world.disks.len() as u64)).unwrap_or(0);
+    (0..usize::from(world.setup.parity)).map(|n| (first + n) % world.disks.len()).collect()
+}
+
+fn bfs_faults(bench: &Bench) -> BfsFaults {
+    let slow = BfsFaults { latency_max: Duration::from_millis(2), ..BfsFaults::default() };
+    if !bench.family.bad_bfs() {
+        return slow;
+    }
+    BfsFaults {
+        io_error_ppm: 4_000,
+        race_ppm: 2_000,
+        hang_ppm: 4_000,
+        hang_max: Duration::from_secs(6),
+        ..slow
+    }
+}
+
+async fn strike(bench: &Rc<Bench>, places: &[Rc<Place>], victims: &[usize]) {
+    use crate::family::Family;
+    let (world, family) = (&bench.world, bench.family);
+    change_from_outside(bench);
+    match world.draw(8) {
+        0..=2 if family.kills() || family.cuts_power() => crash(bench).await,
+        3 if family.kills_clients() => kill_client(bench, places),
+        4 if family.rough_network() => part(bench, places).await,
+        5 if family.rots() && !victims.is_empty() => rot(bench, victims),
+        6 if family.bad_bfs() => bfs_outage(bench).await,
+        7 if family == Family::Mixed || family == Family::Crash => stall(bench).await,
+        0..=4 if family == Family::DeviceGone => {
+            let victim = victims[0];
+            bench.note(|| format!("disk {victim} is gone"));
+            world.disks[victim].set_gone(true);
+        }
+        _ => {}
+    }
+}
+
+async fn crash(bench: &Rc<Bench>) {
+    let world = &bench.world;
+    let power = bench.family.cuts_power() && world.one_in(2);
+    let gently = !power && world.one_in(6);
+    bench.note(|| format!("the server ends; power: {power}, in good order: {gently}"));
+    if gently {
+        world.stop(Duration::from_secs(5)).await;
+    } else if power {
+        world.cut_power();
+    } else {
+        world.kill();
+    }
+    world.pause(Duration::from_millis(1_500)).await;
+    // Now and then it dies again before it serves.
+    while world.one_in(4) {
+        world.start();
+        world.pause(Duration::from_millis(30)).await;
+        if world.one_in(2) && bench.family.cuts_power() {
+            world.cut_power();
+        } else {
+            world.kill();
+        }
+    }
+    restart(bench).await;
+}
+
+async fn restart(bench: &Rc<Bench>) {
+    let world = &bench.world;
+    if !world.start_until_serving(START_LIMIT).await {
+        bench.violation(format!("the server does not start: {:?}", world.start_mistake()));
+    }
+    bench.note(|| "the server serves".to_owned());
+}
+
+fn kill_client(bench: &Bench, places: &[Rc<Place>]) {
+    let at = usize::try_from(bench.world.draw(places.len() as u64)).unwrap_or(0);
+    let process = places[at].process.borrow_mut().take();
+    if let Some(process) = process {
+        bench.note(|| format!("c{} is killed", process.actor.0));
+        bench.world.tally.borrow_mut().client_kills += 1;
+        bench.world.kill_client(&process);
+        bench.world.kill_client(&process);
+    }
+}
+
+/// A client and the server do not reach each other, in one direction or both.
+async fn part(bench: &Bench, places: &[Rc<Place>]) {
+    let world = &bench.world;
+    let at = usize::try_from(world.draw(places.len() as u64)).unwrap_or(0);
+    let number = places[at].process.borrow().as_ref().map(|process| process.actor.0);
+    let Some(number) = number else { return };
+    let client = Address::from(format!("client{number}").as_str());
+    let way = world.draw(3);
+    bench.note(|| format!("partition of c{number}, way {way}"));
+    world.tally.borrow_mut().partitions += 1;
+    match way {
+        0 => world.net.block(&client, &world.address),
+        1 => world.net.block(&world.address, &client),
+        _ => world.net.partition(&client, &world.address),
+    }
+    world.pause(Duration::from_secs(3)).await;
+    world.net.heal(&client, &world.address);
+}
+
+fn rot(bench: &Bench, victims: &[usize]) {
+    let world = &bench.world;
+    let at = usize::try_from(world.draw(victims.len() as u64)).unwrap_or(0);
+    let disk = &world.disks[victims[at]];
+    let used: Vec<u64> =
+        disk.blocks_in_use().into_iter().filter(|offset| *offset >= DATA_OFFSET).collect();
+    for _ in 0..used.len().min(20) {
+        let block = used[usize::try_from(world.draw(used.len() as u64)).unwrap_or(0)];
+        disk.rot(block);
+    }
+    bench.note(|| format!("disk {} rots", victims[at]));
+}
+
+async fn bfs_outage(bench: &Bench) {
+    let world = &bench.world;
+    if world.one_in(2) {
+        bench.note(|| "the backing file system is full".to_owned());
+        world.bfs.set_capacity(0);
+        world.pause(Duration::from_secs(3)).await;
+        world.bfs.set_capacity(1 << 40);
+    } else {
+        bench.note(|| "the backing file system is away".to_owned());
+        world.tally.borrow_mut().unmounts += 1;
+        world.bfs.set_mounted(false);
+        world.pause(Duration::from_secs(3)).await;
+        world.bfs.set_mounted(true);
+    }
+    bench.note(|| "the backing file system is well".to_owned());
+}
+
+/// A device hangs for a while.
+async fn stall(bench: &Bench) {
+    let world = &bench.world;
+    let at = usize::try_from(world.draw(world.disks.len() as u64 + 1)).unwrap_or(0);
+    let disk = world.disks.get(at).unwrap_or(&world.log_disk);
+    bench.note(|| format!("disk {at} stalls"));
+    disk.stall();
+    world.pause(Duration::from_secs(2)).await;
+    disk.release();
+}
+
+/// Nothing goes wrong any more.
+pub async fn heal(bench: &Rc<Bench>) {
+    let world = &bench.world;
+    let calm = bb_transport::sim::SimNetConfig::calm();
+    world.net.set_config(calm);
+    world.net.heal_all();
+    world.bfs.set_faults(BfsFaults::default());
+    world.bfs.set_capacity(1 << 40);
+    world.bfs.set_mounted(true);
+    for disk in world.disks.iter().chain([&world.log_disk]) {
+        disk.set_rates(FaultRates::default());
+        disk.release();
+    }
+    bench.note(|| "everything is healed".to_owned());
+    restart(bench).await;
+}

@@ -1,0 +1,133 @@
+//! Families of runs: which faults happen, how the workload leans, what is too small.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A family of runs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub enum Family {
+    /// Nothing goes wrong: whatever fails here is wrong anywhere.
+    Calm,
+    /// Server and client processes are killed.
+    Crash,
+    /// The server's power fails.
+    Power,
+    /// Messages are lost, late, duplicated, reordered, damaged; connections break.
+    Net,
+    /// As many devices as there is parity rot, lose, misdirect and tear writes.
+    Rot,
+    /// A device is gone in the middle of the run, and stays away.
+    DeviceGone,
+    /// Devices are too small for what is written.
+    Full,
+    /// The backing file system fails, hangs, fills up, is not mounted, changes from outside.
+    Bfs,
+    /// Mostly operations on names, with processes killed.
+    Names,
+    /// Some of everything.
+    Mixed,
+}
+
+impl Family {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Calm,
+        Self::Crash,
+        Self::Power,
+        Self::Net,
+        Self::Rot,
+        Self::DeviceGone,
+        Self::Full,
+        Self::Bfs,
+        Self::Names,
+        Self::Mixed,
+    ];
+
+    /// The family of a seed where none was asked for: half of all runs mix everything.
+    pub fn of_seed(seed: u64) -> Self {
+        let narrow = &Self::ALL[..Self::ALL.len() - 1];
+        match usize::try_from(seed % 18) {
+            Ok(at) if at < narrow.len() => narrow[at],
+            _ => Self::Mixed,
+        }
+    }
+
+    /// Name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Calm => "calm",
+            Self::Crash => "crash",
+            Self::Power => "power",
+            Self::Net => "net",
+            Self::Rot => "rot",
+            Self::DeviceGone => "device-gone",
+            Self::Full => "full",
+            Self::Bfs => "bfs",
+            Self::Names => "names",
+            Self::Mixed => "mixed",
+        }
+    }
+
+    /// Server processes are killed now and then.
+    pub const fn kills(self) -> bool {
+        matches!(
+            self,
+            Self::Crash | Self::Power | Self::Rot | Self::Names | Self::Bfs | Self::Mixed
+        )
+    }
+
+    /// The server's power fails now and then.
+    pub const fn cuts_power(self) -> bool {
+        matches!(self, Self::Power | Self::Mixed)
+    }
+
+    /// The network misbehaves.
+    pub const fn rough_network(self) -> bool {
+        matches!(self, Self::Net | Self::Mixed)
+    }
+
+    /// Devices destroy data.
+    pub const fn rots(self) -> bool {
+        matches!(self, Self::Rot | Self::Mixed)
+    }
+
+    /// Client processes are killed.
+    pub const fn kills_clients(self) -> bool {
+        matches!(self, Self::Crash | Self::Names | Self::Mixed | Self::Net)
+    }
+
+    /// The backing file system misbehaves.
+    pub const fn bad_bfs(self) -> bool {
+        matches!(self, Self::Bfs | Self::Mixed)
+    }
+
+    /// Writes may meet ENOSPC.
+    pub const fn fills_up(self) -> bool {
+        matches!(self, Self::Full)
+    }
+
+    /// How much of the workload goes to names, in percent.
+    pub const fn names_percent(self) -> u64 {
+        match self {
+            Self::Names => 60,
+            Self::Full => 4,
+            _ => 15,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Family {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|family| family.name() == text).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|family| family.name()).collect();
+            format!("no family '{text}': {}", names.join(", "))
+        })
+    }
+}

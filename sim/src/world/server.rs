@@ -1,0 +1,276 @@
+//! A server process: formatted once, started, killed, started again.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bb_commitlog::Options;
+use bb_nvme::DeviceRef;
+use bb_runtime::sync::Notify;
+use bb_runtime::{BufPool, Instant, Rt};
+use bb_server::node::{self, Node, Parts, Plan};
+use bb_server::{blockstore, partition::HostConfig};
+use bb_transport::auth::NoAuth;
+use bb_transport::{Client, ClientConfig, Identity, Role, Server, ServerConfig};
+
+use super::{SERVER, World};
+use crate::bfs::SimProcess;
+
+/// Memory of a server process.
+const POOL_BYTES: usize = 64 << 20;
+/// Longer than any outage of a run: what a lost session does to operations under way is for
+/// directed tests.
+const SESSION_LEASE: Duration = Duration::from_secs(25);
+/// Pause before another attempt to start.
+const START_PAUSE: Duration = Duration::from_millis(300);
+
+/// A server process.
+pub struct Life {
+    /// Its tasks' domain.
+    rt: Rt,
+    bfs: RefCell<Option<Rc<SimProcess>>>,
+    node: RefCell<Option<Rc<Node>>>,
+    serving: Cell<bool>,
+    ended: Cell<bool>,
+    stop: Notify,
+    changed: Notify,
+}
+
+/// A start that failed.
+#[derive(Clone, Debug)]
+pub struct StartMistake {
+    /// When starts began to fail.
+    pub since: Instant,
+    /// Why the last one did.
+    pub why: String,
+}
+
+impl World {
+    /// Makes a new cluster on the disks.
+    ///
+    /// # Errors
+    /// Why it could not be made.
+    pub async fn format(&self) -> Result<(), String> {
+        let rt = &self.rt;
+        let pool = BufPool::new(POOL_BYTES, false).map_err(|error| error.to_string())?;
+        let log: DeviceRef = self.log_disk.attach();
+        let devices: Vec<DeviceRef> =
+            self.disks.iter().map(|disk| -> DeviceRef { disk.attach() }).collect();
+        let plan = Plan {
+            node: 1,
+            address: SERVER.to_owned(),
+            bfs: [7; 16],
+            data: self.setup.data,
+            parity: self.setup.parity,
+            codec: u8::try_from(bb_cluster::ClusterMap::default().codec.max(1)).unwrap_or(1),
+            partitions: self.setup.partitions,
+            region_log2: 20,
+            window_ticks: self.setup.window_ticks,
+            deterministic: self.setup.deterministic,
+            write_through: false,
+        };
+        node::format(rt, &pool, &log, &devices, &plan, &mut |_, _, _| {})
+            .await
+            .map(drop)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Starts a server process; it goes on by itself, also where it cannot start.
+    pub fn start(self: &Rc<Self>) {
+        let life = Rc::new(Life {
+            rt: self.rt.new_domain(),
+            bfs: RefCell::default(),
+            node: RefCell::default(),
+            serving: Cell::new(false),
+            ended: Cell::new(false),
+            stop: Notify::new(),
+            changed: Notify::new(),
+        });
+        *self.life.borrow_mut() = Some(life.clone());
+        let world = self.clone();
+        self.tally.borrow_mut().starts += 1;
+        life.rt.clone().spawn(async move {
+            let result = world.serve(&life).await;
+            life.serving.set(false);
+            life.ended.set(true);
+            if let Err(why) = &result {
+                world.tally.borrow_mut().failed_starts += 1;
+                tracing::warn!(why, "the server could not start, or ended");
+                let since = world.rt.now();
+                let mut mistake = world.mistake.borrow_mut();
+                let since = mistake.as_ref().map_or(since, |mistake| mistake.since);
+                *mistake = Some(StartMistake { since, why: why.clone() });
+            }
+            life.changed.notify_all();
+        });
+    }
+
+    async fn serve(&self, life: &Rc<Life>) -> Result<(), String> {
+        let rt = &life.rt;
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let pool = BufPool::new(POOL_BYTES, false).map_err(|error| text(&error))?;
+        let network = self.net.host(rt, SERVER);
+        let identity = Identity {
+            role: Role::Server,
+            host: SERVER.into(),
+            cluster: Vec::new(),
+            incarnation: 0,
+            auth: NoAuth::shared(),
+        };
+        let caller =
+            Client::new(rt, network.clone(), ClientConfig::new(identity.clone(), pool.clone()));
+        let bfs = self.bfs.process();
+        *life.bfs.borrow_mut() = Some(bfs.clone());
+        let parts = Parts {
+            address: self.address.clone(),
+            pool: pool.clone(),
+            log: self.log_disk.attach(),
+            log_options: self.log_options(),
+            devices: self.disks.iter().map(|disk| -> DeviceRef { disk.attach() }).collect(),
+            unusable: Vec::new(),
+            give_up: Vec::new(),
+            bfs,
+            caller: Rc::new(caller.clone()),
+            blocks: blockstore::Config {
+                orphan_interval: Duration::from_secs(2),
+                ..blockstore::Config::default()
+            },
+            session_lease: SESSION_LEASE,
+            host: HostConfig {
+                call_deadline: Duration::from_secs(2),
+                work_interval: Duration::from_millis(300),
+                ask_interval: Duration::from_secs(2),
+                ..HostConfig::default()
+            },
+            metadata_bytes_max: 64 << 20,
+        };
+        let node = Node::start(rt, parts, &|_, _| {}).await.map_err(|error| text(&error))?;
+        if !self.setup.calls_itself_by_network {
+            caller.set_local(self.address.clone(), node.clone());
+        }
+        let shared = node.context().shared.clone();
+        caller.set_cluster(shared.map().cluster.clone());
+        let identity = Identity {
+            cluster: shared.map().cluster.clone(),
+            incarnation: shared.incarnation.0,
+            ..identity
+        };
+        let listener = network.listen(&self.address).await.map_err(|error| text(&error))?;
+        let server = Server::start(rt, listener, node.clone(), ServerConfig::new(identity, pool));
+        *life.node.borrow_mut() = Some(node.clone());
+        *self.mistake.borrow_mut() = None;
+        life.serving.set(true);
+        life.changed.notify_all();
+        let stop = std::pin::pin!(life.stop.notified());
+        let log = node.context().log.clone();
+        let failed = std::pin::pin!(log.failed());
+        if let futures_util::future::Either::Right((error, _)) =
+            futures_util::future::select(stop, failed).await
+        {
+            return Err(format!("the commit log failed: {error}"));
+        }
+        server.stop(Duration::from_secs(2)).await;
+        caller.close();
+        node.stop().await.map_err(|error| text(&error))
+    }
+
+    fn log_options(&self) -> Options {
+        #[cfg(feature = "planted")]
+        if let Some(plant) = self.setup.plant {
+            return Options { faults: plant.log_faults(), ..Options::default() };
+        }
+        Options::default()
+    }
+
+    /// True while a server process answers.
+    pub fn is_serving(&self) -> bool {
+        self.life.borrow().as_ref().is_some_and(|life| life.serving.get())
+    }
+
+    /// The node, for looking at it.
+    pub fn node(&self) -> Option<Rc<Node>> {
+        self.life.borrow().as_ref().and_then(|life| life.node.borrow().clone())
+    }
+
+    /// Kills the server process where it stands.
+    pub fn kill(&self) {
+        self.end(false);
+    }
+
+    /// Cuts the server's power.
+    pub fn cut_power(&self) {
+        self.end(true);
+    }
+
+    fn end(&self, power: bool) {
+        let Some(life) = self.life.borrow_mut().take() else { return };
+        let mut tally = self.tally.borrow_mut();
+        if power {
+            tally.power_cuts += 1;
+        } else {
+            tally.kills += 1;
+        }
+        if !life.serving.get() {
+            tally.killed_in_recovery += 1;
+        }
+        drop(tally);
+        *life.node.borrow_mut() = None;
+        self.rt.kill(life.rt.domain());
+        if let Some(bfs) = life.bfs.borrow_mut().take() {
+            bfs.kill();
+        }
+        for disk in self.disks.iter().chain([&self.log_disk]) {
+            if power {
+                disk.power_loss();
+            } else {
+                disk.process_crash();
+            }
+        }
+    }
+
+    /// Stops the server in good order, for at most `limit`; then kills it.
+    pub async fn stop(&self, limit: Duration) {
+        let Some(life) = self.life.borrow().clone() else { return };
+        if life.serving.get() {
+            self.tally.borrow_mut().stops += 1;
+            life.stop.notify_all();
+            let ended = async {
+                while !life.ended.get() {
+                    life.changed.notified().await;
+                }
+            };
+            let _ = self.rt.timeout(limit, ended).await;
+        }
+        let kills = self.tally.borrow().kills;
+        self.kill();
+        self.tally.borrow_mut().kills = kills;
+    }
+
+    /// Starts the server, again and again until it serves. False if it does not within `limit`.
+    pub async fn start_until_serving(self: &Rc<Self>, limit: Duration) -> bool {
+        let deadline = self.rt.now() + limit;
+        loop {
+            let life = self.life.borrow().clone();
+            match life {
+                Some(life) if life.serving.get() => return true,
+                Some(life) if life.ended.get() => {
+                    self.kill();
+                    self.rt.sleep(START_PAUSE).await;
+                }
+                Some(life) => {
+                    let changed = life.changed.notified();
+                    let _ = self.rt.timeout(Duration::from_secs(5), changed).await;
+                }
+                None => self.start(),
+            }
+            if self.rt.now() >= deadline {
+                return self.is_serving();
+            }
+        }
+    }
+
+    /// Why the server does not start, and since when, if it does not.
+    pub fn start_mistake(&self) -> Option<StartMistake> {
+        self.mistake.borrow().clone()
+    }
+}
