@@ -67,7 +67,9 @@ impl Client {
         let mut attributes = reply.attributes.ok_or_else(|| missing("attributes"))?;
         let nodes = self.inner.nodes.borrow();
         if let Some(node) = nodes.values().find(|n| n.inode == attributes.inode) {
-            attributes.size = attributes.size.max(node.reached.get());
+            // What was written within an earlier, larger size counts as well: somebody else may
+            // have cut the file since.
+            attributes.size = attributes.size.max(node.reached.get()).max(node.dirty_end());
             attributes.mtime_ns = attributes.mtime_ns.max(node.mtime_ns.get());
         }
         Ok(attributes)
