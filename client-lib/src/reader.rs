@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
+use bb_erasure::crc32c;
 use bb_pgio::{Piece, ReadError, ReadOptions, ReadReport};
 use bb_proto::meta::{self, Lookup, LookupReply, PgStatus, PgStatusReply, ReadThrough};
 use bb_proto::{
@@ -330,14 +331,31 @@ impl Inner {
         ask.sink_bytes = len as usize;
         let region = file.node.region_of(range.start);
         let partition = partition_of(file.node.fid, region, self.link.map().partition_count());
-        let answer = self.link.ask(partition, &ask).await.map_err(|error| {
-            if error.is(Code::NoSession) {
-                Failed::Session(capability.session, error)
-            } else {
-                Failed::Error(error)
+        let give_up = self.link.give_up();
+        for attempt in 0.. {
+            let answer = self.link.ask(partition, &ask).await.map_err(|error| {
+                if error.is(Code::NoSession) {
+                    Failed::Session(capability.session, error)
+                } else {
+                    Failed::Error(error)
+                }
+            })?;
+            let payload = answer.payload;
+            let payload =
+                payload.ok_or_else(|| Failed::Error(Error::Protocol("no payload".into())))?;
+            let reply: meta::ReadThroughReply =
+                meta::decode(&answer.body).map_err(|failure| Failed::Error(failure.into()))?;
+            // Unlike blocks, these bytes have no checksum but this one.
+            if reply.crc == crc32c(&payload) {
+                return Ok(payload);
             }
-        })?;
-        answer.payload.ok_or_else(|| Failed::Error(Error::Protocol("no payload".into())))
+            tracing::warn!(host = %self.options.host, "bytes were damaged on their way");
+            if self.rt().now() >= give_up {
+                break;
+            }
+            self.link.back_off(attempt).await;
+        }
+        Err(Failed::Error(Error::Lost("the network damages what it carries".into())))
     }
 
     /// The descriptor as home has it, if the group is committed; else the next map will not name it.

@@ -1063,6 +1063,14 @@ pub struct ReadThrough {
     pub len: u32,
 }
 
+/// The bytes come as payload; transports do not check that.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct ReadThroughReply {
+    /// CRC32C of the payload.
+    #[prost(fixed32, tag = "1")]
+    pub crc: u32,
+}
+
 /// State of a node.
 #[derive(Clone, PartialEq, Message)]
 pub struct NodeStatus {

@@ -355,7 +355,8 @@ impl Fake {
                 let mut bytes: Vec<u8> =
                     file.backing.iter().skip(from).take(read.len as usize).copied().collect();
                 bytes.resize(read.len as usize, 0);
-                Ok((Vec::new(), bytes))
+                let reply = meta::ReadThroughReply { crc: crc32c(&bytes) };
+                Ok((meta::encode(&reply), bytes))
             }
             Kind::FileRegions => {
                 let body: meta::FileRegions = meta::decode(&request.body)?;

@@ -3,7 +3,8 @@
 
 use std::rc::Rc;
 
-use bb_proto::meta::{Binding, FileStat, FileState, ReadThrough, decode};
+use bb_erasure::crc32c;
+use bb_proto::meta::{Binding, FileStat, FileState, ReadThrough, ReadThroughReply, decode, encode};
 use bb_proto::{
     Capability, Code, Failure, Fid, Kind, PAYLOAD_BYTES_MAX, RegionIndex, Rights, TruncateEpoch,
 };
@@ -63,7 +64,8 @@ impl Residency {
         let zeros_from = here.unwrap_or(u64::MAX).min(terms.zeros_from);
         let kept = usize::try_from(zeros_from.saturating_sub(wanted.offset)).unwrap_or(usize::MAX);
         buffer[got.min(kept).min(len)..].fill(0);
-        Ok(Response { body: Vec::new(), payload: vec![buffer.freeze()] })
+        let body = encode(&ReadThroughReply { crc: crc32c(&buffer) });
+        Ok(Response { body, payload: vec![buffer.freeze()] })
     }
 
     /// From the file's record: of this node, or asked for.
