@@ -15,9 +15,9 @@ use crate::files::peers::refusal;
 const PAGE_ENTRIES: usize = 1000;
 
 impl WriteThrough {
-    /// Rule 11: "no such file" counts only if this is the backing file system.
+    /// Rule 11: "no such file", or "file exists", counts only if this is the backing file system.
     pub(super) async fn sure<T>(&self, result: Result<T, BfsError>) -> Result<T, Failure> {
-        if let Err(BfsError::Errno(libc::ENOENT | libc::ENOTDIR | libc::ESTALE)) = result {
+        if let Err(BfsError::Errno(_)) = result {
             self.parts.bfs.check().await.map_err(|error| refusal(&error))?;
         }
         result.map_err(|error| refusal(&error))
