@@ -1,5 +1,7 @@
 //! `./x sim`: whole clusters in simulation, from seeds.
 
+#![expect(clippy::disallowed_methods, reason = "tells people how long a run took")]
+
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;

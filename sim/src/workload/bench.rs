@@ -18,6 +18,9 @@ const LOG_LINES: usize = 400;
 /// How long maps may be used again by the client.
 const MAP_AGE: Duration = Duration::from_secs(1);
 
+/// What somebody else wrote, and when.
+pub type Outside = (Moment, Vec<u8>);
+
 /// Shared by all tasks of a run.
 pub struct Bench {
     /// The world.
@@ -31,7 +34,7 @@ pub struct Bench {
     /// Judge of names of directories.
     pub dirs: Names,
     /// Contents of files that are changed from outside only: versions since when.
-    pub outside: RefCell<BTreeMap<usize, Vec<(Moment, Vec<u8>)>>>,
+    pub outside: RefCell<BTreeMap<usize, Vec<Outside>>>,
     /// Records appended to a file: number, and whether acknowledged as durable.
     pub appended: RefCell<BTreeMap<u64, bool>>,
     /// Operations still to be begun.
