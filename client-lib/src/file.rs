@@ -34,6 +34,10 @@ impl Client {
     pub async fn open(&self, path: &[u8], flags: i32, mode: u32) -> Result<File> {
         let path = clean(path)?;
         check_flags(flags)?;
+        // What is written back while the server cuts the file would be refused for its epoch, sent
+        // again, and come after the cut. Which file the path names is not known yet.
+        let dirty_before =
+            if flags & libc::O_TRUNC == 0 { Vec::new() } else { self.inner.dirty_files() };
         let op = OpOpen { path: path.clone(), flags, mode };
         let reply = self.names(NamespaceOp::Open(op)).await?;
         let attributes =
@@ -52,7 +56,7 @@ impl Client {
         let now = self.inner.rt().now();
         let make = || Node::new(&handle, attributes.inode, &path, now);
         let node = self.inner.nodes.borrow_mut().entry(fid).or_insert_with(make).clone();
-        let was_dirty = node.is_dirty();
+        let was_dirty = node.is_dirty() || dirty_before.contains(&fid);
         let opened = node.opened(&handle, flags, &self.credentials);
         // Close-to-open: what was known before this open may be out of date.
         node.maps.borrow_mut().forget();
@@ -343,6 +347,12 @@ fn checked(offset: u64, len: usize) -> Result<Range<u64>> {
 }
 
 impl Inner {
+    /// Files with bytes that the cluster has not acknowledged.
+    fn dirty_files(&self) -> Vec<bb_proto::Fid> {
+        let nodes = self.nodes.borrow();
+        nodes.values().filter(|node| node.is_dirty()).map(|node| node.fid).collect()
+    }
+
     /// Forgets a file that nobody has open. One with commits without an outcome stays known, since
     /// later ones must wait for them; but its errors were reported.
     pub fn forget_unused(&self, node: &Rc<Node>) {
