@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bb_erasure::Geometry;
 use bb_pgio::{Sealed, Shape, chunk_log2_for, usable_geometry};
-use bb_proto::meta::RegionOperationReply;
+use bb_proto::meta::{FileStat, FileState, RegionOperationReply};
 use bb_proto::{
     Capability, Code, Commit, Failure, Fragment, Kind, PG_DATA_BYTES_MAX, PgId, Rights,
     ServiceClass, SessionId,
@@ -74,6 +74,13 @@ impl Residency {
         let known = partition.state().regions.get(id).map(|region| self.check_epoch(job, region));
         if let Some(check) = known {
             return check;
+        }
+        // An order that comes late may be about a file that was dropped long ago: opened again, its
+        // region would be nobody's.
+        let ask = FileStat { fid: id.fid.into(), counts: false, truncates_after: None };
+        let file: FileState = self.parts.ask_file(Kind::FileStat, id.fid, &ask).await?;
+        if !file.known {
+            return Err(failures::of_region(RegionRefusal::Dropped));
         }
         let (region_log2, epoch) = (job.order.region_log2, job.order.epoch);
         let open = RegionMutation::Truncate { id, region_log2, epoch, size: u64::MAX, done: true };
