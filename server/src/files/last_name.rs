@@ -79,6 +79,8 @@ impl FileService {
             }
             self.change(partition, fid, FileChange::DropBegin).await?;
         }
+        // Read again: a region may have been registered while the backing file system was asked.
+        let Some(record) = self.record(partition, fid) else { return Ok(()) };
         let name = |region: RegionIndex| RegionName { fid: fid.into(), region: region.0 };
         self.parts.tell_regions(Kind::RegionDrop, fid, record.regions(), name).await?;
         self.change(partition, fid, FileChange::DropEnd).await.map(drop)
