@@ -129,7 +129,8 @@ impl Inner {
         };
         tracing::debug!(partition = %part.partition, %failure, "a commit was refused");
         match failure.kind() {
-            Code::Busy | Code::SlotAhead => Step::Repeat,
+            // Corrupt: an inline group's bytes were damaged on the way; ours are whole.
+            Code::Busy | Code::SlotAhead | Code::Corrupt => Step::Repeat,
             Code::Fenced => {
                 self.link.refresh_map().await;
                 Step::Repeat
