@@ -12,8 +12,12 @@ const FORMAT_VERSION: u32 = 1;
 pub enum NodeState {
     /// Serves.
     Active = 0,
-    /// Was ejected: nobody talks to it.
-    Ejected = 1,
+    /// Does not answer: its roles went to others. Its devices are away, not lost: it may come back.
+    Down = 1,
+    /// Has been given its numbers, and has never served.
+    Joining = 2,
+    /// Was given up for good: comes back only formatted, under another number.
+    Left = 3,
 }
 
 /// What a device may do.
@@ -41,6 +45,16 @@ pub struct NodeEntry {
     /// State.
     #[prost(enumeration = "NodeState", tag = "4")]
     pub state: i32,
+    /// UUID of its commit log, 16 bytes: by it a process proves to be this node.
+    #[prost(bytes = "vec", tag = "5")]
+    pub log: Vec<u8>,
+    /// Its number in the Raft group; 0 = it is no voter. Never given to another, nor to a voter
+    /// whose log was damaged.
+    #[prost(uint64, tag = "6")]
+    pub voter: u64,
+    /// Votes, and holds neither data nor partitions.
+    #[prost(bool, tag = "7")]
+    pub witness: bool,
 }
 
 /// A device in one incarnation.
@@ -75,9 +89,12 @@ pub struct PartitionEntry {
     /// The node that serves it.
     #[prost(uint32, tag = "2")]
     pub primary: u32,
-    /// The nodes that log along.
+    /// The nodes that log along: their acknowledgement is needed.
     #[prost(uint32, repeated, tag = "3")]
     pub backups: Vec<u32>,
+    /// Nodes that become backups when they have got everything; nothing waits for them.
+    #[prost(uint32, repeated, tag = "4")]
+    pub filling: Vec<u32>,
 }
 
 /// The map.
@@ -122,6 +139,30 @@ pub struct ClusterMap {
     /// True for rendezvous placement, false for the least loaded of two.
     #[prost(bool, tag = "13")]
     pub deterministic: bool,
+    /// Length of a lease in milliseconds.
+    #[prost(uint32, tag = "14")]
+    pub lease_ms: u32,
+    /// How much a lease may seem longer to its holder than to the leader, in milliseconds.
+    #[prost(uint32, tag = "15")]
+    pub drift_ms: u32,
+    /// Pause between heartbeats in milliseconds.
+    #[prost(uint32, tag = "16")]
+    pub heartbeat_ms: u32,
+    /// Without an answer for so long a node is suspected, in milliseconds.
+    #[prost(uint32, tag = "17")]
+    pub suspect_ms: u32,
+    /// Copies of the metadata beyond the first: K of partitions.
+    #[prost(uint32, tag = "18")]
+    pub backups: u32,
+    /// The next node number.
+    #[prost(uint32, tag = "19")]
+    pub next_node: u32,
+    /// The next device number.
+    #[prost(uint32, tag = "20")]
+    pub next_device: u32,
+    /// The next voter number.
+    #[prost(uint64, tag = "21")]
+    pub next_voter: u64,
 }
 
 /// A map that cannot be used.
@@ -230,7 +271,12 @@ mod tests {
             epoch: 3,
             cluster: vec![1; 16],
             bfs: vec![2; 16],
-            nodes: vec![NodeEntry { id: 1, address: "a:1".into(), incarnation: 1, state: 0 }],
+            nodes: vec![NodeEntry {
+                id: 1,
+                address: "a:1".into(),
+                incarnation: 1,
+                ..NodeEntry::default()
+            }],
             devices: (0..4)
                 .map(|id| DeviceEntry {
                     id,
@@ -241,13 +287,17 @@ mod tests {
                     capacity_bytes: 1 << 30,
                 })
                 .collect(),
-            partitions: vec![PartitionEntry { config: 1, primary: 1, backups: vec![] }; 8],
+            partitions: vec![
+                PartitionEntry { config: 1, primary: 1, ..PartitionEntry::default() };
+                8
+            ],
             data: 2,
             parity: 1,
             codec: 1,
             region_log2: 26,
             window_ticks: 60,
             deterministic: false,
+            ..ClusterMap::default()
         }
     }
 

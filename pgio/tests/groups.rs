@@ -112,7 +112,7 @@ struct World {
 }
 
 fn world(rt: &Rt, devices: u32) -> World {
-    let node = NodeEntry { id: 1, address: "one".into(), incarnation: 1, state: 0 };
+    let node = NodeEntry { id: 1, address: "one".into(), incarnation: 1, ..NodeEntry::default() };
     let device = |id| DeviceEntry {
         id,
         uuid: vec![0; 16],
@@ -128,13 +128,14 @@ fn world(rt: &Rt, devices: u32) -> World {
         bfs: vec![2; 16],
         nodes: vec![node],
         devices: (0..devices).map(device).collect(),
-        partitions: vec![PartitionEntry { config: 1, primary: 1, backups: vec![] }],
+        partitions: vec![PartitionEntry { config: 1, primary: 1, ..PartitionEntry::default() }],
         data: 2,
         parity: 1,
         codec: 0,
         region_log2: 26,
         window_ticks: 60,
         deterministic: false,
+        ..ClusterMap::default()
     };
     let pool = BufPool::new(POOL_BYTES, false).expect("memory");
     let members = Rc::new(Members {

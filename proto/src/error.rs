@@ -65,6 +65,8 @@ codes! {
     BfsUnavailable = 19,
     /// The file is not known here, or was dropped since it was opened.
     StaleFile = 20,
+    /// This node does not lead the Raft group; the leader's node number is given, 0 for unknown.
+    NotLeader = 21,
 }
 
 /// An answer that says no: why, and what the caller needs to go on.
@@ -77,7 +79,7 @@ pub struct Failure {
     #[prost(int32, tag = "2")]
     pub errno: i32,
     /// For [`Code::BehindHorizon`] and [`Code::SlotAhead`]: the current tick; for
-    /// [`Code::OldTruncateEpoch`]: the current epoch.
+    /// [`Code::OldTruncateEpoch`]: the current epoch; for [`Code::NotLeader`]: the leader's node.
     #[prost(uint64, tag = "3")]
     pub value: u64,
     /// For people: one sentence.

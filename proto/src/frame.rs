@@ -50,6 +50,16 @@ kinds! {
     SessionClose = 19,
     /// State of a node: devices, space, counts. Target: none.
     NodeStatus = 20,
+    /// Raft messages between voters. Target: none.
+    Raft = 21,
+    /// A command for the map, to the Raft leader. Target: none.
+    Propose = 22,
+    /// A node's lease, from the Raft leader. Target: none.
+    Lease = 23,
+    /// A node watches another. Target: none.
+    Heartbeat = 24,
+    /// A node does not answer, to the Raft leader. Target: none.
+    Suspect = 25,
 
     /// Writes a block. Target: device. Payload: the block.
     PutBlock = 32,
@@ -73,6 +83,15 @@ kinds! {
     Lookup = 53,
     /// Bytes of an inline parity group. Target: home or participant that has it.
     GetInline = 54,
+
+    /// Records of many partitions, from a primary to a member. Target: none.
+    Replicate = 56,
+    /// What a member has of a partition; binds it to a configuration. Target: none.
+    ReplicaStatus = 57,
+    /// Records of a member's tail. Target: none.
+    FetchTail = 58,
+    /// A piece of a snapshot, to a filling node. Target: none.
+    InstallSnapshot = 59,
 
     /// Namespace operation on the backing file system. Target: session's partition.
     Namespace = 64,

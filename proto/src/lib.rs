@@ -3,6 +3,7 @@
 //! `docs/protocol.md` describes what is here for people who write another implementation.
 
 mod block;
+pub mod cluster;
 mod commit;
 mod error;
 mod frame;

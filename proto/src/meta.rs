@@ -121,9 +121,12 @@ pub struct GetMap {
 /// The cluster map, or nothing where the caller's is current.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct GetMapReply {
-    /// Encoded map (crate cluster), empty where the caller's is current.
+    /// Encoded map (crate cluster), empty where the caller's is current or `delta` is given.
     #[prost(bytes = "vec", tag = "1")]
     pub map: Vec<u8>,
+    /// Encoded changes from the caller's epoch on (crate cluster), where they are shorter.
+    #[prost(bytes = "vec", tag = "2")]
+    pub delta: Vec<u8>,
 }
 
 /// Who is calling on the backing file system.

@@ -74,6 +74,11 @@ impl<'a> Reader<'a> {
         self.take_slice::<u8>(len)
     }
 
+    /// True at the end.
+    pub const fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// All that is left.
     pub const fn rest(self) -> &'a [u8] {
         self.bytes

@@ -23,7 +23,8 @@ struct Yes {
 
 impl Yes {
     fn new() -> Self {
-        let node = NodeEntry { id: 1, address: "yes".into(), incarnation: 1, state: 0 };
+        let node =
+            NodeEntry { id: 1, address: "yes".into(), incarnation: 1, ..NodeEntry::default() };
         let device = |id| DeviceEntry {
             id,
             uuid: vec![0; 16],
@@ -39,20 +40,26 @@ impl Yes {
             bfs: vec![2; 16],
             nodes: vec![node],
             devices: (0..DEVICES).map(device).collect(),
-            partitions: vec![PartitionEntry { config: 1, primary: 1, backups: vec![] }; 64],
+            partitions: vec![
+                PartitionEntry { config: 1, primary: 1, ..PartitionEntry::default() };
+                64
+            ],
             data: 2,
             parity: 1,
             codec: 1,
             region_log2: 26,
             window_ticks: 60,
             deterministic: false,
+            ..ClusterMap::default()
         };
         Self { map: map.encode_map() }
     }
 
     fn body(&self, kind: Kind) -> Vec<u8> {
         match kind {
-            Kind::GetMap => meta::encode(&meta::GetMapReply { map: self.map.clone() }),
+            Kind::GetMap => {
+                meta::encode(&meta::GetMapReply { map: self.map.clone(), ..Default::default() })
+            }
             Kind::SessionOpen => {
                 meta::encode(&SessionOpenReply { session: 1, tick: 1, lease_ms: 1_000_000_000 })
             }

@@ -86,7 +86,8 @@ pub struct Fake {
 }
 
 fn map() -> ClusterMap {
-    let node = NodeEntry { id: 1, address: "server".into(), incarnation: 1, state: 0 };
+    let node =
+        NodeEntry { id: 1, address: "server".into(), incarnation: 1, ..NodeEntry::default() };
     let device = |id| DeviceEntry {
         id,
         uuid: vec![0; 16],
@@ -103,7 +104,7 @@ fn map() -> ClusterMap {
         nodes: vec![node],
         devices: (0..4).map(device).collect(),
         partitions: vec![
-            PartitionEntry { config: 1, primary: 1, backups: vec![] };
+            PartitionEntry { config: 1, primary: 1, ..PartitionEntry::default() };
             PARTITIONS as usize
         ],
         data: 2,
@@ -112,6 +113,7 @@ fn map() -> ClusterMap {
         region_log2: REGION_LOG2,
         window_ticks: 60,
         deterministic: false,
+        ..ClusterMap::default()
     }
 }
 
@@ -301,9 +303,10 @@ impl Fake {
     fn answer(&self, request: &Outgoing) -> Served {
         let state = &mut *self.state.borrow_mut();
         match request.kind {
-            Kind::GetMap => {
-                no_payload(meta::encode(&meta::GetMapReply { map: self.map.borrow().encode_map() }))
-            }
+            Kind::GetMap => no_payload(meta::encode(&meta::GetMapReply {
+                map: self.map.borrow().encode_map(),
+                ..Default::default()
+            })),
             Kind::SessionOpen => {
                 let session = state.next_session;
                 state.next_session += 1;

@@ -108,8 +108,18 @@ pub async fn format(
     Ok(map)
 }
 
+/// Length of a lease: a writer's pause when its server dies is a little more.
+const LEASE_MS: u32 = 3_000;
+/// 1 % of a lease and 100 ms.
+const DRIFT_MS: u32 = 130;
+/// Pause between heartbeats.
+const HEARTBEAT_MS: u32 = 250;
+/// Eight lost heartbeats: a busy server answers late, which is no death.
+const SUSPECT_MS: u32 = 2_000;
+
 fn first_map(plan: &Plan, identity: LogIdentity, devices: Vec<DeviceEntry>) -> ClusterMap {
-    let own = PartitionEntry { config: 1, primary: plan.node, backups: Vec::new() };
+    let next_device = devices.iter().map(|device| device.id + 1).max().unwrap_or(1);
+    let own = PartitionEntry { config: 1, primary: plan.node, ..PartitionEntry::default() };
     ClusterMap {
         format: 0,
         epoch: 1,
@@ -118,8 +128,9 @@ fn first_map(plan: &Plan, identity: LogIdentity, devices: Vec<DeviceEntry>) -> C
         nodes: vec![NodeEntry {
             id: plan.node,
             address: plan.address.clone(),
-            incarnation: 0,
-            state: 0,
+            log: identity.log.0.to_vec(),
+            voter: 1,
+            ..NodeEntry::default()
         }],
         devices,
         partitions: vec![own; plan.partitions as usize],
@@ -129,5 +140,13 @@ fn first_map(plan: &Plan, identity: LogIdentity, devices: Vec<DeviceEntry>) -> C
         region_log2: plan.region_log2,
         window_ticks: plan.window_ticks,
         deterministic: plan.deterministic,
+        lease_ms: LEASE_MS,
+        drift_ms: DRIFT_MS,
+        heartbeat_ms: HEARTBEAT_MS,
+        suspect_ms: SUSPECT_MS,
+        next_node: plan.node + 1,
+        next_device,
+        next_voter: 2,
+        ..ClusterMap::default()
     }
 }

@@ -84,7 +84,7 @@ impl Node {
         let asked: GetMap = meta::decode(&request.body)?;
         let map = self.ctx.shared.map();
         let bytes = if asked.epoch >= map.epoch { Vec::new() } else { map.encode_map() };
-        Ok(Response::body(meta::encode(&GetMapReply { map: bytes })))
+        Ok(Response::body(meta::encode(&GetMapReply { map: bytes, ..GetMapReply::default() })))
     }
 
     fn node_status(&self) -> Result<Response, Failure> {

@@ -162,7 +162,12 @@ fn sample_map() -> ClusterMap {
         epoch: 1,
         cluster: vec![1; 16],
         bfs: vec![2; 16],
-        nodes: vec![NodeEntry { id: 1, address: "n1".into(), incarnation: 1, state: 0 }],
+        nodes: vec![NodeEntry {
+            id: 1,
+            address: "n1".into(),
+            incarnation: 1,
+            ..NodeEntry::default()
+        }],
         devices: (0..4)
             .map(|id| DeviceEntry {
                 id,
@@ -174,7 +179,7 @@ fn sample_map() -> ClusterMap {
             })
             .collect(),
         partitions: vec![
-            PartitionEntry { config: 3, primary: 1, backups: vec![] };
+            PartitionEntry { config: 3, primary: 1, ..PartitionEntry::default() };
             PARTITIONS as usize
         ],
         data: 2,
@@ -183,6 +188,7 @@ fn sample_map() -> ClusterMap {
         region_log2: u32::from(REGION_LOG2),
         window_ticks: u32::try_from(WINDOW).unwrap(),
         deterministic: false,
+        ..ClusterMap::default()
     }
 }
 

@@ -43,7 +43,12 @@ fn map() -> ClusterMap {
         epoch: 1,
         cluster: vec![9; 16],
         bfs: vec![2; 16],
-        nodes: vec![NodeEntry { id: 1, address: "n1".into(), incarnation: 1, state: 0 }],
+        nodes: vec![NodeEntry {
+            id: 1,
+            address: "n1".into(),
+            incarnation: 1,
+            ..NodeEntry::default()
+        }],
         devices: vec![DeviceEntry {
             id: DEVICE.0,
             uuid: vec![5; 16],
@@ -52,13 +57,14 @@ fn map() -> ClusterMap {
             state: 0,
             capacity_bytes: 0,
         }],
-        partitions: vec![PartitionEntry { config: 1, primary: 1, backups: vec![] }; 4],
+        partitions: vec![PartitionEntry { config: 1, primary: 1, ..PartitionEntry::default() }; 4],
         data: 2,
         parity: 1,
         codec: 1,
         region_log2: 26,
         window_ticks: WINDOW,
         deterministic: false,
+        ..ClusterMap::default()
     }
 }
 

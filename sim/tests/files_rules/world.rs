@@ -163,13 +163,18 @@ fn map() -> ClusterMap {
         state: 0,
         capacity_bytes: 1 << 30,
     };
-    let partition = PartitionEntry { config: 1, primary: 1, backups: vec![] };
+    let partition = PartitionEntry { config: 1, primary: 1, ..PartitionEntry::default() };
     ClusterMap {
         format: 1,
         epoch: 1,
         cluster: vec![1; 16],
         bfs: BFS.to_vec(),
-        nodes: vec![NodeEntry { id: 1, address: "n1".into(), incarnation: 1, state: 0 }],
+        nodes: vec![NodeEntry {
+            id: 1,
+            address: "n1".into(),
+            incarnation: 1,
+            ..NodeEntry::default()
+        }],
         devices: (0..3).map(device).collect(),
         partitions: vec![partition; PARTITIONS as usize],
         data: 2,
@@ -178,6 +183,7 @@ fn map() -> ClusterMap {
         region_log2: 20,
         window_ticks: 60,
         deterministic: false,
+        ..ClusterMap::default()
     }
 }
 

@@ -206,10 +206,15 @@ fn map() -> ClusterMap {
         epoch: 1,
         cluster: vec![1; 16],
         bfs: vec![2; 16],
-        nodes: vec![NodeEntry { id: 1, address: "n1".into(), incarnation: 1, state: 0 }],
+        nodes: vec![NodeEntry {
+            id: 1,
+            address: "n1".into(),
+            incarnation: 1,
+            ..NodeEntry::default()
+        }],
         devices: (0..4).map(device).collect(),
         partitions: vec![
-            PartitionEntry { config: 1, primary: 1, backups: vec![] };
+            PartitionEntry { config: 1, primary: 1, ..PartitionEntry::default() };
             PARTITIONS as usize
         ],
         data: 2,
@@ -218,6 +223,7 @@ fn map() -> ClusterMap {
         region_log2: u32::from(REGION_LOG2),
         window_ticks: 60,
         deterministic: false,
+        ..ClusterMap::default()
     }
 }
 
