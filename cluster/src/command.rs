@@ -16,8 +16,11 @@ pub struct Command {
     #[prost(uint32, tag = "1")]
     pub version: u32,
     /// What shall be done.
-    #[prost(oneof = "Change", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "Change", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13")]
     pub change: Option<Change>,
+    /// Raft term in which the proposer led, for commands that are void under another; else 0.
+    #[prost(uint64, tag = "12")]
+    pub term: u64,
 }
 
 /// The commands; `docs/replication.md` lists conditions and effects.
@@ -53,6 +56,9 @@ pub enum Change {
     /// Settings of the cluster.
     #[prost(message, tag = "11")]
     Settings(Settings),
+    /// A node's log has lost what it had acknowledged.
+    #[prost(message, tag = "13")]
+    Damaged(NodeName),
 }
 
 /// See [`Change::Tick`].

@@ -55,6 +55,12 @@ pub struct NodeEntry {
     /// Votes, and holds neither data nor partitions.
     #[prost(bool, tag = "7")]
     pub witness: bool,
+    /// Its log was found damaged: no process comes back with it.
+    #[prost(bool, tag = "8")]
+    pub damaged: bool,
+    /// Tick at which it went down; 0 while it has not.
+    #[prost(uint64, tag = "9")]
+    pub down_since: u64,
 }
 
 /// A device in one incarnation.
@@ -95,6 +101,13 @@ pub struct PartitionEntry {
     /// Nodes that become backups when they have got everything; nothing waits for them.
     #[prost(uint32, repeated, tag = "4")]
     pub filling: Vec<u32>,
+    /// Configuration number at which this primary, in its incarnation, got the role: names its
+    /// tenure.
+    #[prost(uint64, tag = "5")]
+    pub since: u64,
+    /// The last replica was damaged: the operator must decide.
+    #[prost(bool, tag = "6")]
+    pub lost: bool,
 }
 
 /// The map.

@@ -48,6 +48,10 @@ pub struct Lease {
     /// Epoch of its map.
     #[prost(uint64, tag = "3")]
     pub epoch: u64,
+    /// Number of the last grant that it has received from this leader, 0 for none: only a request
+    /// that names it shows that the node also hears the leader.
+    #[prost(uint64, tag = "4")]
+    pub granted: u64,
 }
 
 /// A lease, counted from when it was asked for.
@@ -65,6 +69,9 @@ pub struct LeaseReply {
     /// What leads from the caller's map to that epoch: see [`crate::meta::GetMapReply`].
     #[prost(message, optional, tag = "4")]
     pub map: Option<crate::meta::GetMapReply>,
+    /// Number of this grant, rising.
+    #[prost(uint64, tag = "5")]
+    pub grant: u64,
 }
 
 /// Is the process of that incarnation there? Answered by `Done`, or `Fenced` by another one.
@@ -112,13 +119,15 @@ pub struct ReplicaStatusReply {
     /// Sequence of the last mutation applied.
     #[prost(uint64, tag = "1")]
     pub applied: u64,
-    /// Sequence of the last mutation logged and durable.
+    /// Sequence of the last mutation logged; all of it is durable.
     #[prost(uint64, tag = "2")]
     pub logged: u64,
-    /// Configuration number of the last record of the tail (of the last applied one if it is
-    /// empty).
+    /// Configuration number of the last record logged.
     #[prost(uint64, tag = "3")]
-    pub last_config: u64,
+    pub logged_config: u64,
+    /// Configuration number of the last record applied.
+    #[prost(uint64, tag = "6")]
+    pub applied_config: u64,
     /// Highest commit point that the member has recorded.
     #[prost(uint64, tag = "4")]
     pub committed: u64,
@@ -158,7 +167,11 @@ pub struct InstallSnapshot {
     /// The primary's configuration number.
     #[prost(uint64, tag = "2")]
     pub config: u64,
-    /// Names the snapshot among those of this configuration: pieces of different ones never mix.
+    /// The primary's tenure.
+    #[prost(uint64, tag = "7")]
+    pub since: u64,
+    /// Names the snapshot within the tenure: pieces of different ones never mix, and none is
+    /// installed twice.
     #[prost(uint64, tag = "3")]
     pub snapshot: u64,
     /// Length of the whole snapshot in bytes.
@@ -189,6 +202,10 @@ pub struct ReplicateEntry<'a> {
     pub config: ConfigNumber,
     /// The sender's commit point.
     pub committed: u64,
+    /// Sequence of the record, or of the next one where there is none.
+    pub sequence: u64,
+    /// Configuration number of the record before that one: what the member holds there must match.
+    pub previous: ConfigNumber,
     /// The record as the log has it; empty: only the commit point.
     pub record: &'a [u8],
 }
@@ -198,6 +215,8 @@ pub struct ReplicateEntry<'a> {
 struct EntryWire {
     config: U64,
     committed: U64,
+    sequence: U64,
+    previous: U64,
     partition: U32,
     len: U32,
 }
@@ -205,14 +224,16 @@ struct EntryWire {
 const _: () = assert!(size_of::<EntryWire>() == REPLICATE_ENTRY_BYTES);
 
 /// Bytes of an entry of a `Replicate` body before its record.
-pub const REPLICATE_ENTRY_BYTES: usize = 24;
+pub const REPLICATE_ENTRY_BYTES: usize = 40;
 
-/// Adds an entry to a `Replicate` body: configuration u64, commit point u64, partition u32, length
-/// u32, record.
+/// Adds an entry to a `Replicate` body: configuration u64, commit point u64, sequence u64,
+/// configuration of the record before u64, partition u32, length u32, record.
 pub fn put_replicate(out: &mut Writer, entry: &ReplicateEntry<'_>) {
     out.put(&EntryWire {
         config: U64::new(entry.config.0),
         committed: U64::new(entry.committed),
+        sequence: U64::new(entry.sequence),
+        previous: U64::new(entry.previous.0),
         partition: U32::new(entry.partition.0),
         len: U32::new(u32::try_from(entry.record.len()).expect("a record fits a frame")),
     });
@@ -233,6 +254,8 @@ pub fn take_replicate(body: &[u8]) -> Result<Vec<ReplicateEntry<'_>>, DecodeErro
             partition: PartitionId(wire.partition.get()),
             config: ConfigNumber(wire.config.get()),
             committed: wire.committed.get(),
+            sequence: wire.sequence.get(),
+            previous: ConfigNumber(wire.previous.get()),
             record: reader.take_bytes(len)?,
         });
     }
@@ -243,11 +266,11 @@ pub fn take_replicate(body: &[u8]) -> Result<Vec<ReplicateEntry<'_>>, DecodeErro
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
 pub enum ReplicateVerdict {
-    /// Logged and durable up to [`ReplicateAck::logged`].
+    /// The same as the sender's, and durable, up to [`ReplicateAck::matched`].
     Logged = 0,
     /// The configuration number is older than the one that the member knows.
     Fenced = 1,
-    /// Records are missing before: go on behind [`ReplicateAck::logged`].
+    /// Records before are missing or others: go on behind [`ReplicateAck::matched`].
     Gap = 2,
     /// The member's map is older: it fetches it; repeat.
     Behind = 3,
@@ -266,10 +289,11 @@ pub struct ReplicateAck {
     /// What became of its entries.
     #[prost(enumeration = "ReplicateVerdict", tag = "2")]
     pub verdict: i32,
-    /// Sequence up to which all is logged and durable there.
+    /// Sequence up to which all is durable there and compared with the sender's chain.
     #[prost(uint64, tag = "3")]
-    pub logged: u64,
-    /// For `Fenced`: the configuration number that the member knows.
+    pub matched: u64,
+    /// Configuration number of the entries that this answers; the sender drops answers under
+    /// another than its present one. For `Fenced`: the one that the member knows.
     #[prost(uint64, tag = "4")]
     pub config: u64,
 }
@@ -292,6 +316,8 @@ mod tests {
             partition: PartitionId(partition),
             config: ConfigNumber(7),
             committed: 9,
+            sequence: 10,
+            previous: ConfigNumber(6),
             record,
         };
         let entries = [entry(1, b"first".as_slice()), entry(2, b""), entry(1, b"third")];
