@@ -125,6 +125,11 @@ impl Shared {
         Some((Address::from(node.address.as_str()), entry.config))
     }
 
+    /// Where a node listens.
+    pub fn address_of(&self, node: NodeId) -> Option<Address> {
+        self.map().node(node).map(|node| Address::from(node.address.as_str()))
+    }
+
     /// The address of the node that drives a device, and the incarnation to fence with.
     pub fn driver(&self, device: DeviceId) -> Option<(Address, u64)> {
         let map = self.map();

@@ -160,13 +160,13 @@ impl SessionService {
         Ok(())
     }
 
-    /// Ends sessions of these partitions whose clients are not heard of, for ever. After a restart
-    /// each has a whole lease to be heard.
-    pub async fn expire(self: Rc<Self>, partitions: Vec<Rc<Partition>>) {
+    /// Ends sessions of the partitions that are served whose clients are not heard of, for ever. After a
+    /// restart each has a whole lease to be heard.
+    pub async fn expire(self: Rc<Self>, served: impl Fn() -> Vec<Rc<Partition>>) {
         loop {
             self.parts.rt.sleep(self.lease / 4).await;
             let now = self.parts.rt.now();
-            for partition in &partitions {
+            for partition in &served() {
                 let dead: Vec<SessionId> = {
                     let state = partition.state();
                     let mut heard = self.heard.borrow_mut();

@@ -55,6 +55,13 @@ impl Node {
             | Kind::RegionTruncate
             | Kind::RegionDrop
             | Kind::RegionStat => self.partitions.clone().handle(request).await,
+            Kind::Replicate | Kind::ReplicaStatus | Kind::FetchTail | Kind::InstallSnapshot => {
+                self.partitions.clone().handle_replica(request).await
+            }
+            Kind::Raft | Kind::Propose | Kind::Lease | Kind::Heartbeat | Kind::Suspect => {
+                let detail = format!("{:?}: this node is alone", request.header.kind);
+                Err(Failure::new(Code::Unsupported, detail))
+            }
             Kind::SessionOpen => self.sessions.open(&request.body).await,
             Kind::SessionRenew | Kind::SessionClose | Kind::Namespace => {
                 let partition = self.partitions.addressed(&request.header)?;

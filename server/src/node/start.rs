@@ -100,14 +100,14 @@ impl Node {
         let names: Rc<dyn Namespace> = WriteThrough::new((&ctx).into());
         let sessions = {
             let host = partitions.clone();
-            let find: FindPartition = Rc::new(move |id| host.partition(id).cloned());
+            let find: FindPartition = Rc::new(move |id| host.partition(id));
             let lease = parts.session_lease;
             SessionService::new((&ctx).into(), find, names.clone(), files.clone(), lease)
         };
         let residency = Residency::new(ctx.clone(), partitions.clone(), files.clone());
         for partition in partitions.partitions() {
-            names.clone().resume(partition);
-            files.resume(partition);
+            names.clone().resume(&partition);
+            files.resume(&partition);
         }
 
         let node = Rc::new(Self {
@@ -139,8 +139,8 @@ impl Node {
             store.start();
         }
         rt.spawn(background::run(Rc::downgrade(&self.partitions)));
-        let all = self.partitions.partitions().cloned().collect();
-        rt.spawn(self.sessions.clone().expire(all));
+        let served = self.partitions.clone();
+        rt.spawn(self.sessions.clone().expire(move || served.partitions().collect()));
         self.residency.start();
     }
 }

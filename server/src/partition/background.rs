@@ -38,7 +38,10 @@ pub async fn run(host: Weak<PartitionHost>) {
     loop {
         let Some(woken) = host.upgrade().map(|host| host.meter.work.notified()) else { return };
         let left = match host.upgrade() {
-            Some(host) => host.reclaim().await,
+            Some(host) => {
+                host.tend_fillings();
+                host.reclaim().await
+            }
             None => return,
         };
         if rt.now().since(asked) >= config.ask_interval {
@@ -205,7 +208,7 @@ impl PartitionHost {
         }
         if let Some(partition) = self.partition(home)
             && let Err(failure) =
-                self.log_release(partition, participant, released.into_iter()).await
+                self.log_release(&partition, participant, released.into_iter()).await
         {
             tracing::debug!(%failure, "a release was not logged");
         }

@@ -1,18 +1,18 @@
-//! A partition that lives: numbers mutations, has them logged, applies them in order.
+//! A replica that lives: numbers mutations (the primary), has them logged, applies them in order.
 //!
 //! ```text
 //! submit -> admit -> number + append (one turn) -> durable -> committed -> apply -> outcome
 //! ```
 //!
-//! Many mutations are on their way at once. They are applied strictly in log order, by one task,
-//! and only when they are committed: logged by every replica of the configuration. Alone that is
-//! this node's log; backups will be waited for in [`Partition::committed`], nowhere else.
+//! Many mutations are on their way at once. They are applied strictly in log order, and only when
+//! they are committed: logged by every member of the configuration. [`Partition::commit_point`]
+//! says how far that is; whatever may have moved it ends with [`Partition::advance`].
 
 use std::cell::{Cell, Ref, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use bb_proto::{Code, ConfigNumber, Failure, PartitionId, ServiceClass, Writer};
+use bb_proto::{Code, ConfigNumber, Failure, NodeId, PartitionId, ServiceClass, Writer};
 use bb_runtime::Rt;
 use bb_runtime::sync::Notify;
 use futures_channel::oneshot;
@@ -20,22 +20,52 @@ use futures_channel::oneshot;
 use super::journal::{Journal, JournalFuture};
 use super::mutation::{Mutation, Outcome};
 use super::record::{Numbers, RECORD_HEADER_BYTES, encode_record};
+use super::replay::Replica;
+use super::role::{Phase, Role};
 use super::snapshot::encode_snapshot;
 use super::state::PartitionState;
+use super::tail::{Logged, Tail};
 
-/// A partition of which this node is a replica (today: the only one, and the primary).
+/// A replica of a partition on this node.
 pub struct Partition {
-    id: PartitionId,
-    rt: Rt,
-    journal: Rc<dyn Journal>,
-    state: RefCell<PartitionState>,
-    queue: RefCell<Queue>,
-    config: Cell<ConfigNumber>,
+    pub(super) id: PartitionId,
+    pub(super) rt: Rt,
+    pub(super) journal: Rc<dyn Journal>,
+    pub(super) state: RefCell<PartitionState>,
+    pub(super) tail: RefCell<Tail>,
+    pub(super) role: RefCell<Role>,
+    /// The map's configuration number.
+    pub(super) config: Cell<ConfigNumber>,
+    /// Older configurations are refused.
+    pub(super) promised: Cell<ConfigNumber>,
+    /// Commit point as others have told it.
+    pub(super) told: Cell<u64>,
+    /// Wakes with everything that happens to the tail.
+    pub(super) progress: Notify,
     changed: Notify,
+    flow: RefCell<Flow>,
+    outbox: Rc<dyn Outbox>,
     meter: Rc<Meter>,
 }
 
-/// What the partitions of a node count together.
+/// Who sends what a primary has logged to the other members.
+pub trait Outbox {
+    /// The partition has records that `node` has not been sent.
+    fn ready(&self, partition: PartitionId, node: NodeId);
+
+    /// The commit point has moved: `node` shall hear of it soon.
+    fn committed(&self, partition: PartitionId, node: NodeId);
+}
+
+/// Sends nothing: for replicas without others.
+pub struct NoOutbox;
+
+impl Outbox for NoOutbox {
+    fn ready(&self, _: PartitionId, _: NodeId) {}
+    fn committed(&self, _: PartitionId, _: NodeId) {}
+}
+
+/// What the replicas of a node count together.
 #[derive(Default)]
 pub struct Meter {
     /// Memory of all tables, in bytes (rule 16).
@@ -55,45 +85,40 @@ impl Meter {
     }
 }
 
-/// The logged tail: numbered and appended, not applied yet.
-struct Queue {
-    next_sequence: u64,
-    in_flight: VecDeque<InFlight>,
-    applying: bool,
+/// Appends on their way to the log.
+#[derive(Default)]
+struct Flow {
+    appends: VecDeque<(u64, ConfigNumber, JournalFuture<()>)>,
+    waiting: bool,
     failed: Option<Failure>,
 }
 
-struct InFlight {
-    /// As appended: a snapshot carries it along.
-    record: Vec<u8>,
-    mutation: Mutation,
-    durable: Option<JournalFuture<()>>,
-    answer: oneshot::Sender<Result<Outcome, Failure>>,
-}
-
 impl Partition {
-    /// A partition in the state that replay has brought.
+    /// A replica as replay has brought it: a member of `config`.
     pub fn new(
-        state: PartitionState,
+        replica: Replica,
         config: ConfigNumber,
         rt: Rt,
         journal: Rc<dyn Journal>,
         meter: Rc<Meter>,
+        outbox: Rc<dyn Outbox>,
     ) -> Rc<Self> {
+        let Replica { state, tail } = replica;
         meter.replace(0, state.memory_bytes());
         Rc::new(Self {
             id: state.id(),
             rt,
             journal,
-            queue: RefCell::new(Queue {
-                next_sequence: state.applied() + 1,
-                in_flight: VecDeque::new(),
-                applying: false,
-                failed: None,
-            }),
+            told: Cell::new(tail.applied()),
+            role: RefCell::new(Role::member()),
             state: RefCell::new(state),
+            tail: RefCell::new(tail),
             config: Cell::new(config),
+            promised: Cell::new(ConfigNumber(0)),
+            progress: Notify::new(),
             changed: Notify::new(),
+            flow: RefCell::default(),
+            outbox,
             meter,
         })
     }
@@ -118,9 +143,13 @@ impl Partition {
         self.config.get()
     }
 
-    /// Takes over a newer configuration.
-    pub fn set_config(&self, config: ConfigNumber) {
-        self.config.set(self.config.get().max(config));
+    pub(super) fn set_config(&self, config: ConfigNumber) {
+        self.config.set(config);
+    }
+
+    /// True while this node serves the partition (as far as roles go; leases are another matter).
+    pub fn serves(&self) -> bool {
+        self.role.borrow().phase() == Some(Phase::Serving)
     }
 
     /// Numbers `mutation`, has it logged, and applies it when it is committed. The outcome is that
@@ -132,7 +161,8 @@ impl Partition {
     ///
     /// # Errors
     /// [`Code::Busy`] when the log is full or has failed: then the mutation may be found logged
-    /// after a restart.
+    /// after a restart. [`Code::Fenced`] when this node is not, or no longer, the primary: the
+    /// mutation may yet be committed.
     pub async fn submit(
         self: &Rc<Self>,
         class: ServiceClass,
@@ -142,98 +172,173 @@ impl Partition {
         let bytes = RECORD_HEADER_BYTES + body.len();
         let ticket = self.journal.admit(self.id, class, bytes).await?;
         let answer = {
-            let mut queue = self.queue.borrow_mut();
-            if let Some(failure) = &queue.failed {
+            if let Some(failure) = &self.flow.borrow().failed {
                 return Err(failure.clone());
             }
-            let numbers = Numbers {
-                config: self.config.get(),
-                sequence: queue.next_sequence,
-                committed: self.state.borrow().applied(),
-            };
-            let record = encode_record(numbers, mutation.table(), &body);
-            let durable = Some(ticket.append(&record)?);
-            queue.next_sequence += 1;
+            if !self.serves() {
+                return Err(not_primary(self.id));
+            }
+            let sequence = self.tail.borrow().end() + 1;
+            let committed = self.tail.borrow().applied();
+            let config = self.config.get();
+            let numbers = Numbers { config, sequence, committed };
+            let record: Rc<[u8]> = encode_record(numbers, mutation.table(), &body).into();
+            let durable = ticket.append(&record)?;
             let (answer, receiver) = oneshot::channel();
-            queue.in_flight.push_back(InFlight { record, mutation, durable, answer });
+            let logged = Logged { record, config, mutation, answer: Some(answer) };
+            self.appended(sequence, logged, durable);
             receiver
         };
-        self.start_applying();
+        self.send_on();
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 
-    fn start_applying(self: &Rc<Self>) {
-        if !std::mem::replace(&mut self.queue.borrow_mut().applying, true) {
+    /// A record has got its place in the log: it is the end of the tail now.
+    pub(super) fn appended(
+        self: &Rc<Self>,
+        sequence: u64,
+        logged: Logged,
+        durable: JournalFuture<()>,
+    ) {
+        let mut flow = self.flow.borrow_mut();
+        flow.appends.push_back((sequence, logged.config, durable));
+        self.tail.borrow_mut().push(logged);
+        if !std::mem::replace(&mut flow.waiting, true) {
             let partition = self.clone();
-            self.rt.spawn(async move { partition.apply_all().await });
+            self.rt.spawn(async move { partition.wait_for_log().await });
         }
     }
 
-    async fn apply_all(self: Rc<Self>) {
+    /// Tells whoever sends that there is something to send.
+    pub(super) fn send_on(&self) {
+        if let Role::Primary(primary) = &*self.role.borrow() {
+            primary.followers.keys().for_each(|node| self.outbox.ready(self.id, *node));
+        }
+    }
+
+    async fn wait_for_log(self: Rc<Self>) {
         loop {
-            let durable = {
-                let mut queue = self.queue.borrow_mut();
-                match queue.in_flight.front_mut() {
-                    Some(front) => front.durable.take(),
-                    None => {
-                        queue.applying = false;
-                        return;
-                    }
-                }
+            let next = {
+                let mut flow = self.flow.borrow_mut();
+                let next = flow.appends.pop_front();
+                flow.waiting = next.is_some();
+                next
             };
-            if let Some(durable) = durable
-                && let Err(failure) = self.committed(durable).await
-            {
-                self.fail(&failure);
-                return;
+            let Some((sequence, config, durable)) = next else { return };
+            if let Err(failure) = durable.await {
+                return self.fail(&failure);
             }
-            self.apply_front();
+            self.tail.borrow_mut().note_durable(sequence, config);
+            self.advance();
         }
     }
 
-    /// Waits until a mutation is committed. Alone: until it is durable here.
-    async fn committed(&self, durable: JournalFuture<()>) -> Result<(), Failure> {
-        durable.await
+    /// Sequence up to which everything is committed, as far as this replica knows.
+    pub(super) fn commit_point(&self) -> u64 {
+        let tail = self.tail.borrow();
+        let known = self.role.borrow().commit_point(self.told.get(), tail.durable());
+        known.min(tail.durable()).max(tail.applied())
     }
 
-    fn apply_front(&self) {
-        let Some(front) = self.queue.borrow_mut().in_flight.pop_front() else { return };
+    /// Applies what is committed.
+    pub(super) fn advance(&self) {
+        let point = self.commit_point();
+        let before = self.tail.borrow().applied();
+        while self.tail.borrow().applied() < point {
+            self.apply_next();
+        }
+        if point > before {
+            self.tell_commit_point();
+        }
+        self.progress.notify_all();
+    }
+
+    /// Has all followers hear how far everything is committed.
+    pub(super) fn tell_commit_point(&self) {
+        if let Role::Primary(primary) = &*self.role.borrow() {
+            primary.followers.keys().for_each(|node| self.outbox.committed(self.id, *node));
+        }
+    }
+
+    fn apply_next(&self) {
+        let Some(next) = self.tail.borrow_mut().pop() else { return };
         let (outcome, has_work) = {
             let mut state = self.state.borrow_mut();
             let before = state.memory_bytes();
-            let outcome = state.apply(&front.mutation);
+            let outcome = state.apply_numbered(next.config, &next.mutation);
             self.meter.replace(before, state.memory_bytes());
             (outcome, state.pgs.has_work())
         };
         if has_work {
             self.meter.work.notify_all();
         }
-        // Whoever asked may be gone; the mutation stands.
-        let _ = front.answer.send(Ok(outcome));
+        if let Some(answer) = next.answer {
+            // Whoever asked may be gone; the mutation stands.
+            let _ = answer.send(Ok(outcome));
+        }
         self.changed.notify_all();
     }
 
     /// The log has failed: nothing that is not applied now ever will be by this process.
     fn fail(&self, failure: &Failure) {
-        let in_flight = {
-            let mut queue = self.queue.borrow_mut();
-            queue.failed = Some(failure.clone());
-            queue.applying = false;
-            std::mem::take(&mut queue.in_flight)
-        };
+        {
+            let mut flow = self.flow.borrow_mut();
+            flow.failed = Some(failure.clone());
+            flow.waiting = false;
+            flow.appends.clear();
+        }
         tracing::error!(partition = self.id.0, %failure, "the commit log failed");
-        for waiting in in_flight {
-            let _ = waiting.answer.send(Err(failure.clone()));
+        for answer in self.tail.borrow_mut().take_answers() {
+            let _ = answer.send(Err(failure.clone()));
+        }
+        self.progress.notify_all();
+    }
+
+    /// Why the log can take nothing more, if so.
+    pub(super) fn failure(&self) -> Option<Failure> {
+        self.flow.borrow().failed.clone()
+    }
+
+    /// Tells whoever waits for records of the tail that this node cannot say what becomes of them.
+    pub(super) fn drop_answers(&self) {
+        for answer in self.tail.borrow_mut().take_answers() {
+            let _ = answer.send(Err(not_primary(self.id)));
+        }
+    }
+
+    /// Waits until all that is appended is durable.
+    ///
+    /// # Errors
+    /// The log's failure.
+    pub(super) async fn all_durable(&self) -> Result<(), Failure> {
+        let end = self.tail.borrow().end();
+        self.durable_through(end).await
+    }
+
+    /// Waits until everything up to `sequence` is durable, or was cut away.
+    ///
+    /// # Errors
+    /// The log's failure.
+    pub(super) async fn durable_through(&self, sequence: u64) -> Result<(), Failure> {
+        loop {
+            let progress = self.progress.notified();
+            if let Some(failure) = self.failure() {
+                return Err(failure);
+            }
+            {
+                let tail = self.tail.borrow();
+                if tail.durable() >= sequence.min(tail.end()) {
+                    return Ok(());
+                }
+            }
+            progress.await;
         }
     }
 
     /// The state and the logged tail behind it: all that has been appended so far.
     pub fn snapshot(&self) -> Vec<u8> {
-        let queue = self.queue.borrow();
-        encode_snapshot(
-            &self.state.borrow(),
-            queue.in_flight.iter().map(|in_flight| in_flight.record.as_slice()),
-        )
+        let tail = self.tail.borrow();
+        encode_snapshot(&self.state.borrow(), tail.records().map(|logged| &*logged.record))
     }
 
     /// Writes a checkpoint; done when the log starts there.
@@ -246,14 +351,53 @@ impl Partition {
         written.await
     }
 
+    /// The replica leaves this node: its memory is not counted any more.
+    pub(super) fn discard(&self) {
+        self.drop_answers();
+        *self.role.borrow_mut() = Role::Absent;
+        self.meter.replace(self.state.borrow().memory_bytes(), 0);
+        *self.state.borrow_mut() = PartitionState::new(self.id);
+        self.progress.notify_all();
+    }
+
     /// The bytes of the state alone, without a tail: equal on equal replicas.
     pub fn state_bytes(&self) -> Vec<u8> {
         let mut out = Writer::default();
         super::table::Encoded::encode(&*self.state.borrow(), &mut out);
         out.finish()
     }
+
+    /// Where it stands, for whoever looks for an error.
+    #[cfg(test)]
+    pub fn describe(&self) -> String {
+        let tail = self.tail.borrow();
+        format!(
+            "config {} promised {} told {} applied {} durable {} end {} {:?}",
+            self.config.get(),
+            self.promised.get(),
+            self.told.get(),
+            tail.applied(),
+            tail.durable(),
+            tail.end(),
+            self.role.borrow()
+        )
+    }
+
+    /// What the other members have, for status.
+    pub fn followers(&self) -> BTreeMap<NodeId, u64> {
+        match &*self.role.borrow() {
+            Role::Primary(primary) => {
+                primary.followers.iter().map(|(node, f)| (*node, f.acked)).collect()
+            }
+            _ => BTreeMap::new(),
+        }
+    }
 }
 
 fn stopped() -> Failure {
     Failure::new(Code::Busy, "the partition stops")
+}
+
+pub(super) fn not_primary(id: PartitionId) -> Failure {
+    Failure::new(Code::Fenced, format!("partition {id} is not served here"))
 }

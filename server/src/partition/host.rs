@@ -1,24 +1,28 @@
 //! The partitions of this node: finds the one that a request addresses, and what they share.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bb_cluster::PartitionEntry;
 use bb_proto::meta::encode;
 use bb_proto::{
-    Capability, Code, ConfigNumber, Failure, Fid, Header, Kind, PartitionId, PgId, RegionIndex,
-    Rights, ServiceClass, Tick, partition_of,
+    Capability, Code, ConfigNumber, Failure, Fid, Header, Kind, NodeId, PartitionId, PgId,
+    RegionIndex, Rights, ServiceClass, Tick, partition_of,
 };
 use bb_runtime::{BufPool, Rt};
 use bb_transport::{Address, Answer, CallError, Caller, Incoming, Outgoing, Peer, Response, Role};
 
-use super::engine::{Meter, Partition};
+use super::engine::{Meter, Outbox, Partition, not_primary};
 use super::fragment_map::Counts;
 use super::journal::Journal;
 use super::mutation::Mutation;
 use super::pg_mutation::PgMutation;
-use super::state::PartitionState;
+use super::replay::Replica;
+use super::role::Phase;
+use super::senders::{Council, NoCouncil, Senders};
+use super::serve_replica::IncomingSnapshots;
 use crate::context::{Context, Shared};
 
 /// Settings of the partitions of a node.
@@ -69,12 +73,25 @@ impl From<&Context> for HostEnv {
     }
 }
 
-/// The partitions of this node.
+/// What is done when a partition is served by this node from now on.
+pub type OnServe = Box<dyn Fn(&Rc<Partition>)>;
+
+/// The replicas of this node.
 pub struct PartitionHost {
     pub(super) env: HostEnv,
     pub(super) config: HostConfig,
     pub(super) meter: Rc<Meter>,
-    partitions: BTreeMap<PartitionId, Rc<Partition>>,
+    pub(super) journal: Rc<dyn Journal>,
+    pub(super) replicas: RefCell<BTreeMap<PartitionId, Rc<Partition>>>,
+    pub(super) outbox: Rc<Senders>,
+    pub(super) incoming: RefCell<IncomingSnapshots>,
+    /// Snapshots on their way out: partition and node.
+    pub(super) fillings: RefCell<BTreeSet<(PartitionId, NodeId)>>,
+    pub(super) on_serve: RefCell<Option<OnServe>>,
+    /// Processes of other nodes, as the map that was followed last names them.
+    pub(super) incarnations: RefCell<BTreeMap<NodeId, u64>>,
+    council: RefCell<Rc<dyn Council>>,
+    snapshots: Cell<u64>,
     /// Participants that said they hold fragments of a group: they report by themselves. Forgotten
     /// with the process, which only costs a question.
     pub(super) holders: RefCell<BTreeSet<(PgId, PartitionId)>>,
@@ -82,45 +99,118 @@ pub struct PartitionHost {
 
 impl crate::residency::Partitions for PartitionHost {
     fn get(&self, id: PartitionId) -> Option<Rc<Partition>> {
-        self.partition(id).cloned()
+        self.partition(id)
     }
 
     fn all(&self) -> Vec<Rc<Partition>> {
-        self.partitions().cloned().collect()
+        self.partitions().collect()
     }
 }
 
 impl PartitionHost {
-    /// The partitions that the map gives this node, in the states that replay has brought.
+    /// The replicas that replay has brought. Partitions of which the map names no other member are
+    /// served at once; the others after [`PartitionHost::follow_map`]. A replica that the map names and
+    /// the log does not know is born empty: only `bbd format` makes such maps.
     pub fn new(
         env: HostEnv,
         journal: &Rc<dyn Journal>,
         config: HostConfig,
-        mut states: BTreeMap<PartitionId, PartitionState>,
+        mut replicas: BTreeMap<PartitionId, Replica>,
     ) -> Rc<Self> {
         let map = env.shared.map();
-        let meter = Rc::new(Meter::default());
-        let mut partitions = BTreeMap::new();
+        let outbox = Rc::new(Senders::default());
+        let host = Rc::new(Self {
+            env,
+            config,
+            meter: Rc::default(),
+            journal: journal.clone(),
+            replicas: RefCell::default(),
+            outbox,
+            incoming: RefCell::default(),
+            fillings: RefCell::default(),
+            on_serve: RefCell::default(),
+            incarnations: RefCell::default(),
+            council: RefCell::new(Rc::new(NoCouncil)),
+            snapshots: Cell::new(0),
+            holders: RefCell::default(),
+        });
+        host.outbox.belong_to(&host);
+        let me = host.env.shared.node.0;
         for (id, entry) in (0..).map(PartitionId).zip(&map.partitions) {
-            if entry.primary == env.shared.node.0 {
-                let state = states.remove(&id).unwrap_or_else(|| PartitionState::new(id));
-                let number = ConfigNumber(entry.config);
-                let (rt, journal) = (env.rt.clone(), journal.clone());
-                partitions.insert(id, Partition::new(state, number, rt, journal, meter.clone()));
-            }
+            let named = entry.primary == me || entry.backups.contains(&me);
+            let replica = match replicas.remove(&id) {
+                Some(replica) => replica,
+                None if named => Replica::born(id),
+                None => continue,
+            };
+            let alone = entry.primary == me && entry.backups.is_empty();
+            host.bring_back(replica, entry, alone);
         }
-        let holders = RefCell::default();
-        Rc::new(Self { env, config, meter, partitions, holders })
+        host
     }
 
-    /// A partition of this node.
-    pub fn partition(&self, id: PartitionId) -> Option<&Rc<Partition>> {
-        self.partitions.get(&id)
+    fn bring_back(&self, mut replica: Replica, entry: &PartitionEntry, alone: bool) {
+        let id = replica.state.id();
+        if alone {
+            replica.commit_all();
+        }
+        let partition = self.make(replica);
+        partition.set_config(ConfigNumber(entry.config));
+        if alone {
+            partition.begin_tenure(entry.since);
+            partition.set_phase(Phase::Serving);
+        }
+        self.replicas.borrow_mut().insert(id, partition);
     }
 
-    /// All partitions of this node, in order.
-    pub fn partitions(&self) -> impl Iterator<Item = &Rc<Partition>> {
-        self.partitions.values()
+    pub(super) fn make(&self, replica: Replica) -> Rc<Partition> {
+        let config = self.env.shared.map().config(replica.state.id());
+        let (rt, journal) = (self.env.rt.clone(), self.journal.clone());
+        let outbox: Rc<dyn Outbox> = self.outbox.clone();
+        Partition::new(replica, config, rt, journal, self.meter.clone(), outbox)
+    }
+
+    /// Says who keeps the map, and what is done with each partition that is served from now on.
+    pub fn join(&self, council: Rc<dyn Council>, on_serve: OnServe) {
+        *self.council.borrow_mut() = council;
+        *self.on_serve.borrow_mut() = Some(on_serve);
+    }
+
+    pub(super) fn council(&self) -> Rc<dyn Council> {
+        self.council.borrow().clone()
+    }
+
+    pub(super) fn next_snapshot(&self) -> u64 {
+        self.snapshots.set(self.snapshots.get() + 1);
+        self.snapshots.get()
+    }
+
+    /// A replica of this node, whatever its role.
+    pub fn replica(&self, id: PartitionId) -> Option<Rc<Partition>> {
+        self.replicas.borrow().get(&id).cloned()
+    }
+
+    /// All replicas of this node, in order.
+    pub fn replicas(&self) -> Vec<Rc<Partition>> {
+        self.replicas.borrow().values().cloned().collect()
+    }
+
+    /// Members of a partition besides this node.
+    pub(super) fn members_of(&self, id: PartitionId) -> Vec<NodeId> {
+        let map = self.env.shared.map();
+        let Some(entry) = map.partition(id) else { return Vec::new() };
+        let all = std::iter::once(entry.primary).chain(entry.backups.iter().copied());
+        all.map(NodeId).filter(|node| *node != self.env.shared.node).collect()
+    }
+
+    /// A partition that this node serves.
+    pub fn partition(&self, id: PartitionId) -> Option<Rc<Partition>> {
+        self.replica(id).filter(|partition| partition.serves())
+    }
+
+    /// All partitions that this node serves, in order.
+    pub fn partitions(&self) -> impl Iterator<Item = Rc<Partition>> + use<> {
+        self.replicas().into_iter().filter(|partition| partition.serves())
     }
 
     /// Memory of metadata, in bytes, as counted.
@@ -143,16 +233,17 @@ impl PartitionHost {
     /// [`Code::Fenced`] if it is not here, or the caller believes in another configuration.
     pub fn addressed(&self, header: &Header) -> Result<Rc<Partition>, Failure> {
         let id = PartitionId(header.target);
-        let partition = self.partitions.get(&id).ok_or_else(|| {
-            Failure::new(Code::Fenced, format!("partition {id} is not served here"))
-        })?;
-        let config = self.env.shared.map().config(id);
-        partition.set_config(config);
+        let partition = self.replica(id).ok_or_else(|| not_primary(id))?;
+        match partition.phase() {
+            Some(Phase::Serving) => {}
+            Some(_) => return Err(Failure::new(Code::Busy, "the partition is being taken over")),
+            None => return Err(not_primary(id)),
+        }
         if header.fence != partition.config().0 {
             let detail = format!("partition {id} is at configuration {}", partition.config());
             return Err(Failure::new(Code::Fenced, detail));
         }
-        Ok(partition.clone())
+        Ok(partition)
     }
 
     /// Answers a request to a partition about groups or regions.
@@ -184,12 +275,10 @@ impl PartitionHost {
     /// # Errors
     /// [`Code::Fenced`] if the partition is not here, or the log's failure.
     pub async fn checkpoint(&self, id: PartitionId) -> Result<(), Failure> {
-        let partition = self
-            .partitions
-            .get(&id)
-            .ok_or_else(|| Failure::new(Code::Fenced, "the partition is not here"))?;
+        let partition =
+            self.replica(id).ok_or_else(|| Failure::new(Code::Fenced, "it is not here"))?;
         let slot = Tick(self.old_slots_end().saturating_sub(1));
-        if slot > partition.state().horizon() {
+        if partition.serves() && slot > partition.state().horizon() {
             let horizon = Mutation::Pg(PgMutation::Horizon { slot });
             partition.submit(ServiceClass::Control, horizon).await?;
         }

@@ -125,7 +125,8 @@ fn a_small_file_is_committed_in_one_partition_without_asking_another() {
         assert_eq!(code(life.commit(at, &commit).await).0, Code::RegionUnknown);
         change(FileChange::Register { run: 0, regions: 1 }).await;
         life.commit(at, &commit).await.unwrap();
-        let state = life.host.partition(at).unwrap().state();
+        let partition = life.host.partition(at).unwrap();
+        let state = partition.state();
         assert_eq!(state.files.get(fid).unwrap().size, 10);
         assert_eq!(state.regions.totals().dirty, 10);
     });
@@ -140,6 +141,7 @@ fn a_request_with_another_configuration_is_fenced() {
         let mut map = world.map.borrow().clone();
         map.partitions[at.0 as usize].config = 4;
         life.shared.set_map(map);
+        life.host.follow_map(true);
         let commit = commit_of(fid, pg_at(at, 1000, 1), 0, 10);
         assert_eq!(code(life.commit(at, &commit).await).0, Code::Fenced);
     });
@@ -291,7 +293,8 @@ fn rule_5_a_member_that_failed_before_the_commit_is_on_record_and_more_than_k_ar
         let pg = pg_at(at, 990, 1);
         life.commit(at, &commit_of(fid, pg, 0, 10)).await.unwrap();
         let absent = {
-            let state = life.host.partition(at).unwrap().state();
+            let partition = life.host.partition(at).unwrap();
+            let state = partition.state();
             state.pgs.find(pg).unwrap().home.as_ref().unwrap().absent_members
         };
         assert_eq!(absent, 0b010);

@@ -21,6 +21,19 @@ pub trait Ticket {
     fn append(self: Box<Self>, record: &[u8]) -> Result<JournalFuture<()>, Failure>;
 }
 
+/// Room for several records.
+pub trait FrameTicket {
+    /// Gives `record` its place, as [`Ticket::append`].
+    ///
+    /// # Errors
+    /// The log's failure, or more than was admitted; nothing was appended.
+    fn append(
+        &mut self,
+        partition: PartitionId,
+        record: &[u8],
+    ) -> Result<JournalFuture<()>, Failure>;
+}
+
 /// The durable end of a partition: a stream of the commit log.
 pub trait Journal {
     /// Waits for room for a record of so many bytes (rule 14: space is given by class).
@@ -30,6 +43,19 @@ pub trait Journal {
         class: ServiceClass,
         bytes: usize,
     ) -> JournalFuture<Box<dyn Ticket>>;
+
+    /// Waits for room for records of these sizes, all of it.
+    fn admit_frame(
+        &self,
+        class: ServiceClass,
+        bytes: Vec<usize>,
+    ) -> JournalFuture<Box<dyn FrameTicket>>;
+
+    /// The partition's stream ends: it is not here any more.
+    ///
+    /// # Errors
+    /// The log's failure.
+    fn retire(&self, partition: PartitionId) -> Result<JournalFuture<()>, Failure>;
 
     /// Has the stream start at `snapshot`, which stands for everything appended so far.
     ///
@@ -57,6 +83,24 @@ impl Ticket for LogTicket {
     }
 }
 
+struct LogFrame {
+    log: Log,
+    reservation: Reservation,
+}
+
+impl FrameTicket for LogFrame {
+    fn append(
+        &mut self,
+        partition: PartitionId,
+        record: &[u8],
+    ) -> Result<JournalFuture<()>, Failure> {
+        let stream = Stream::Partition(partition).id();
+        let append =
+            self.log.append(stream, &mut self.reservation, record).map_err(|e| refusal(&e))?;
+        Ok(Box::pin(async move { append.durable.await.map_err(|e| refusal(&e)) }))
+    }
+}
+
 impl Journal for Log {
     fn admit(
         &self,
@@ -69,6 +113,25 @@ impl Journal for Log {
             let reservation = log.admit(log_class(class), bytes).await.map_err(|e| refusal(&e))?;
             Ok(Box::new(LogTicket { log, partition, reservation }) as Box<dyn Ticket>)
         })
+    }
+
+    fn admit_frame(
+        &self,
+        class: ServiceClass,
+        bytes: Vec<usize>,
+    ) -> JournalFuture<Box<dyn FrameTicket>> {
+        let log = self.clone();
+        Box::pin(async move {
+            let admitted = log.admit_all(log_class(class), bytes).await;
+            let reservation = admitted.map_err(|e| refusal(&e))?;
+            Ok(Box::new(LogFrame { log, reservation }) as Box<dyn FrameTicket>)
+        })
+    }
+
+    fn retire(&self, partition: PartitionId) -> Result<JournalFuture<()>, Failure> {
+        let append = Self::retire(self, Stream::Partition(partition).id());
+        let append = append.map_err(|e| refusal(&e))?;
+        Ok(Box::pin(async move { append.durable.await.map_err(|e| refusal(&e)) }))
     }
 
     fn checkpoint(

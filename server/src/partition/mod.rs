@@ -9,8 +9,12 @@
 //! | `region_table`, `region`, `fragment_map`, `region_snapshot` | which bytes lie where |
 //! | `record`, `snapshot` | what the log holds |
 //! | `journal` | what is asked of the commit log |
-//! | `engine`, `replay` | numbers, logs, applies; what a restart brings |
+//! | `engine`, `tail`, `replay` | numbers, logs, applies; what is logged and not applied; what a restart brings |
 //! | `host` | the partitions of a node, and which one a request addresses |
+//! | `role`, `roles` | primary, member, filling; how the map decides that |
+//! | `primary`, `replicator`, `senders` | what followers have, and how they get the rest |
+//! | `member`, `serve_replica` | what a follower does with it |
+//! | `takeover`, `filling` | how a primary begins; how a node becomes a backup |
 //! | `serve_commit`, `serve_pg`, `serve_region` | what requests do, step by step |
 //! | `background` | what is done unasked: freeing, reporting, asking |
 //!
@@ -21,11 +25,13 @@
 pub mod apply_commit;
 pub mod background;
 pub mod engine;
+mod filling;
 pub mod fragment_map;
 #[cfg(feature = "planted")]
 mod free_early;
 pub mod host;
 pub mod journal;
+mod member;
 pub mod mutation;
 pub mod pg;
 pub mod pg_mutation;
@@ -33,23 +39,34 @@ mod pg_snapshot;
 #[cfg(test)]
 #[cfg(feature = "planted")]
 mod planted_tests;
+mod primary;
 pub mod record;
 pub mod region;
 pub mod region_mutation;
 mod region_snapshot;
 pub mod region_table;
 pub mod replay;
+#[cfg(test)]
+mod replica_tests;
+mod replicator;
+mod role;
+mod roles;
+mod senders;
 mod serve_commit;
 mod serve_pg;
 pub mod serve_region;
+mod serve_replica;
 pub mod snapshot;
 pub mod state;
 pub mod table;
+mod tail;
+mod takeover;
 #[cfg(test)]
 pub(crate) mod test_world;
 
 pub use engine::Partition;
-pub use host::{HostConfig, PartitionHost};
+pub use host::{HostConfig, OnServe, PartitionHost};
 pub use mutation::{Mutation, Outcome};
-pub use replay::PartitionReplay;
+pub use replay::{PartitionReplay, Replica};
+pub use senders::{Council, NoCouncil};
 pub use state::PartitionState;

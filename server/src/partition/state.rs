@@ -1,6 +1,6 @@
 //! The state of a partition: what its committed mutations have made.
 
-use bb_proto::{DecodeError, PartitionId, Reader, Tick, Writer};
+use bb_proto::{ConfigNumber, DecodeError, PartitionId, Reader, Tick, Writer};
 
 use super::mutation::{Mutation, Outcome};
 use super::pg::{Ledger, PgTable};
@@ -16,6 +16,7 @@ use crate::files::{FileTable, SessionTable};
 pub struct PartitionState {
     id: PartitionId,
     applied: u64,
+    applied_config: ConfigNumber,
     /// Parity groups.
     pub pgs: PgTable,
     /// Regions.
@@ -32,6 +33,7 @@ impl PartitionState {
         Self {
             id,
             applied: 0,
+            applied_config: ConfigNumber(0),
             pgs: PgTable::default(),
             regions: RegionTable::default(),
             files: FileTable::default(),
@@ -49,6 +51,11 @@ impl PartitionState {
         self.applied
     }
 
+    /// Configuration under which that mutation was numbered.
+    pub const fn applied_config(&self) -> ConfigNumber {
+        self.applied_config
+    }
+
     /// The slot up to which no new parity group is accepted.
     pub const fn horizon(&self) -> Tick {
         self.pgs.horizon()
@@ -62,7 +69,13 @@ impl PartitionState {
             + self.sessions.memory_bytes()
     }
 
-    /// Applies the next mutation.
+    /// Applies the next mutation, which was numbered under `config`.
+    pub fn apply_numbered(&mut self, config: ConfigNumber, mutation: &Mutation) -> Outcome {
+        self.applied_config = config;
+        self.apply(mutation)
+    }
+
+    /// Applies the next mutation, numbered under the same configuration as the last one.
     pub fn apply(&mut self, mutation: &Mutation) -> Outcome {
         self.applied += 1;
         let context = ApplyContext { partition: self.id, sequence: self.applied };
@@ -124,6 +137,7 @@ impl Encoded for PartitionState {
     fn encode(&self, out: &mut Writer) {
         put_u32(out, self.id.0);
         put_u64(out, self.applied);
+        put_u64(out, self.applied_config.0);
         put_table(out, &self.pgs);
         self.regions.encode(&self.pgs, out);
         put_table(out, &self.files);
@@ -133,12 +147,13 @@ impl Encoded for PartitionState {
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let id = PartitionId(take_u32(reader)?);
         let applied = take_u64(reader)?;
+        let applied_config = ConfigNumber(take_u64(reader)?);
         let mut pgs: PgTable = take_table(reader)?;
         let mut ledger = Ledger::default();
         let regions = RegionTable::decode(reader, pgs.len(), &mut ledger)?;
         pgs.settle_loaded(&ledger).map_err(|_| DecodeError::Field("a group without references"))?;
         let (files, sessions) = (take_table(reader)?, take_table(reader)?);
-        Ok(Self { id, applied, pgs, regions, files, sessions })
+        Ok(Self { id, applied, applied_config, pgs, regions, files, sessions })
     }
 }
 

@@ -22,7 +22,7 @@ use bb_server::context::Shared;
 use bb_server::files::{FileService, Parts};
 use bb_server::namespace::{Namespace as _, SessionService, WriteThrough};
 use bb_server::partition::host::{HostConfig, HostEnv, PartitionHost};
-use bb_server::partition::journal::{Journal, JournalFuture, Ticket};
+use bb_server::partition::journal::{FrameTicket, Journal, JournalFuture, Ticket};
 use bb_server::partition::region_mutation::{PurgeMode, Range, RegionId, RegionMutation};
 use bb_server::partition::{Mutation, PartitionReplay};
 use bb_sim::bfs::{SimBfs, SimProcess};
@@ -68,6 +68,14 @@ impl Journal for MemoryJournal {
     ) -> JournalFuture<Box<dyn Ticket>> {
         let (rt, records) = (self.rt.clone(), self.records.clone());
         Box::pin(async move { Ok(Box::new(MemoryTicket { rt, records, partition }) as _) })
+    }
+
+    fn admit_frame(&self, _: ServiceClass, _: Vec<usize>) -> JournalFuture<Box<dyn FrameTicket>> {
+        Box::pin(async { Err(Failure::new(Code::Unsupported, "not in these tests")) })
+    }
+
+    fn retire(&self, _: PartitionId) -> Result<JournalFuture<()>, Failure> {
+        Err(Failure::new(Code::Unsupported, "not in these tests"))
     }
 
     fn checkpoint(&self, _: PartitionId, _: Vec<u8>) -> Result<JournalFuture<()>, Failure> {
@@ -127,7 +135,7 @@ impl Life {
             Header { target: target.0, fence: 1, ..Header::request(kind, ServiceClass::Client) };
         let peer = Rc::new(Peer { connection: 1, role, host: "test".into() });
         let request = Incoming { header, body, payload: None, peer };
-        let partition = self.host.partition(target).cloned().expect("all are here");
+        let partition = self.host.partition(target).expect("all are here");
         match kind {
             Kind::SessionOpen => self.sessions.open(&request.body).await,
             Kind::Namespace | Kind::SessionRenew | Kind::SessionClose => {
@@ -237,10 +245,10 @@ impl World {
         let files = FileService::new(parts.clone(), self.grace.get());
         let namespace = WriteThrough::new(parts.clone());
         let finder = host.clone();
-        let find = Rc::new(move |id| finder.partition(id).cloned());
+        let find = Rc::new(move |id| finder.partition(id));
         let sessions = SessionService::new(parts, find, namespace.clone(), files.clone(), LEASE);
         let life = Life { domain, process, host, files, sessions };
-        let partitions: Vec<_> = life.host.partitions().cloned().collect();
+        let partitions: Vec<_> = life.host.partitions().collect();
         *self.life.borrow_mut() = Some(Rc::new(life));
         let life = self.life.borrow().clone().expect("just put there");
         for partition in &partitions {

@@ -313,7 +313,7 @@ fn server() -> Capability {
 }
 
 impl Life {
-    pub fn partition(&self, region: u32) -> &Rc<Partition> {
+    pub fn partition(&self, region: u32) -> Rc<Partition> {
         self.host.partition(partition_of(FID, RegionIndex(region), PARTITIONS)).unwrap()
     }
 
@@ -452,7 +452,8 @@ impl Life {
 
     /// True if something of region 0 is under an intent.
     pub fn has_intent(&self) -> bool {
-        let state = self.partition(0).state();
+        let partition = self.partition(0);
+        let state = partition.state();
         let region = state.regions.get(RegionId { fid: FID, region: RegionIndex(0) });
         region.is_some_and(|region| !region.intents().is_empty())
     }

@@ -1,0 +1,149 @@
+//! The map decides which replicas this node has, and what they are.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use bb_cluster::{ClusterMap, PartitionEntry};
+use bb_proto::{ConfigNumber, NodeId, PartitionId};
+
+use super::engine::Partition;
+use super::host::PartitionHost;
+use super::replay::Replica;
+use super::role::{Phase, Role};
+
+impl PartitionHost {
+    /// Takes over what the map says now. `authoritative`: this process is active in it, and it is
+    /// at least as new as its first lease, so that replicas which it does not name are removed.
+    pub fn follow_map(self: &Rc<Self>, authoritative: bool) {
+        let map = self.env.shared.map();
+        let restarted = self.restarted(&map);
+        for (id, entry) in (0..).map(PartitionId).zip(&map.partitions) {
+            self.follow_entry(id, entry, authoritative);
+            for node in entry.backups.iter().copied().map(NodeId) {
+                if restarted.contains(&node)
+                    && let Some(partition) = self.replica(id).filter(|p| p.tenure().is_some())
+                {
+                    self.env.rt.spawn(self.clone().verify(partition, node));
+                }
+            }
+        }
+        self.outbox.keep(|node| map.node(node).is_some());
+    }
+
+    /// Nodes whose processes are others than when this was asked last.
+    fn restarted(&self, map: &ClusterMap) -> BTreeSet<NodeId> {
+        let mut known = self.incarnations.borrow_mut();
+        let now = map.nodes.iter().map(|node| (NodeId(node.id), node.incarnation));
+        now.filter(|(node, now)| known.insert(*node, *now).is_some_and(|then| then != *now))
+            .map(|(node, _)| node)
+            .collect()
+    }
+
+    fn follow_entry(self: &Rc<Self>, id: PartitionId, entry: &PartitionEntry, authoritative: bool) {
+        let me = self.env.shared.node.0;
+        let config = ConfigNumber(entry.config);
+        let Some(partition) = self.replica(id) else {
+            if entry.primary == me || entry.backups.contains(&me) {
+                tracing::error!(partition = id.0, "the map names a replica that is not here");
+                self.council().damaged(self.env.shared.node, "a replica is not there");
+            }
+            return;
+        };
+        if config < partition.config() {
+            return;
+        }
+        let newer = config > partition.config();
+        partition.config.set(config);
+        if entry.primary == me {
+            self.lead(&partition, entry, newer);
+        } else if entry.backups.contains(&me) {
+            follow(&partition);
+        } else if entry.filling.contains(&me) {
+            await_filling(&partition);
+        } else if authoritative {
+            self.remove(&partition);
+        } else {
+            partition.set_role(Role::Absent);
+        }
+    }
+
+    fn lead(self: &Rc<Self>, partition: &Rc<Partition>, entry: &PartitionEntry, newer: bool) {
+        let same_tenure = partition.tenure() == Some(entry.since);
+        match partition.phase() {
+            Some(Phase::Serving) if same_tenure => {
+                if newer {
+                    let nodes = |list: &[u32]| list.iter().copied().map(NodeId).collect();
+                    let backups: BTreeSet<NodeId> = nodes(&entry.backups);
+                    let filling: BTreeSet<NodeId> = nodes(&entry.filling);
+                    partition.set_members(&backups, &filling);
+                    // What was asked for under the configuration before is void.
+                    filling.iter().for_each(|node| self.follower_moved(partition, *node));
+                }
+                self.fill_new(partition);
+            }
+            _ if same_tenure && !newer => {}
+            _ => {
+                partition.begin_tenure(entry.since);
+                let config = partition.config();
+                self.env.rt.spawn(self.clone().take_over(partition.clone(), config));
+            }
+        }
+    }
+
+    /// A take-over has ended well.
+    pub(super) fn begin_to_serve(self: &Rc<Self>, partition: &Rc<Partition>, config: ConfigNumber) {
+        tracing::debug!(partition = partition.id().0, config = config.0, "serves");
+        if let Some(hook) = &*self.on_serve.borrow() {
+            hook(partition);
+        }
+        partition.set_phase(Phase::Serving);
+        partition.send_on();
+        self.fill_new(partition);
+    }
+
+    /// A replica that the map names no more.
+    fn remove(&self, partition: &Rc<Partition>) {
+        partition.discard();
+        self.replicas.borrow_mut().remove(&partition.id());
+        self.incoming.borrow_mut().forget(partition.id());
+        match self.journal.retire(partition.id()) {
+            Ok(written) => {
+                self.env.rt.spawn(async move {
+                    if let Err(failure) = written.await {
+                        tracing::error!(%failure, "a replica was not removed from the log");
+                    }
+                });
+            }
+            // It never got as far as the log.
+            Err(failure) => tracing::debug!(%failure, "nothing to remove from the log"),
+        }
+    }
+
+    /// A replica that a snapshot brings: nothing is taken by it before it is durable.
+    pub(super) fn adopt_replica(&self, replica: Replica) -> Rc<Partition> {
+        let id = replica.state.id();
+        if let Some(old) = self.replicas.borrow_mut().remove(&id) {
+            old.discard();
+        }
+        let partition = self.make(replica);
+        partition.set_role(Role::Absent);
+        self.replicas.borrow_mut().insert(id, partition.clone());
+        partition
+    }
+}
+
+fn follow(partition: &Rc<Partition>) {
+    let role = match &*partition.role.borrow() {
+        Role::Member(_) => return,
+        Role::Filling(matched) => Role::Member(*matched),
+        Role::Primary(_) | Role::Absent => Role::member(),
+    };
+    partition.set_role(role);
+}
+
+/// What a node has of an earlier time is not believed, unless it turns out that it was counted in.
+fn await_filling(partition: &Rc<Partition>) {
+    if !matches!(&*partition.role.borrow(), Role::Filling(_) | Role::Absent) {
+        partition.set_role(Role::Absent);
+    }
+}
