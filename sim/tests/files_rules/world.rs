@@ -255,7 +255,7 @@ impl World {
             life.files.resume(partition);
             namespace.clone().resume(partition);
         }
-        drop(life.domain.spawn(life.sessions.clone().expire(partitions)));
+        drop(life.domain.spawn(life.sessions.clone().expire(move || partitions.clone())));
     }
 
     /// Kills the server where it stands.
