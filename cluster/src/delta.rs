@@ -51,6 +51,9 @@ pub struct MapDelta {
     pub born: Vec<u64>,
 }
 
+/// What partitions have in common: primary, backups, filling nodes, lost.
+type Replicas<'a> = (u32, &'a [u32], &'a [u32], bool);
+
 /// The map without nodes, devices and partitions.
 fn without_lists(map: &ClusterMap) -> ClusterMap {
     ClusterMap {
@@ -76,7 +79,7 @@ impl MapDelta {
         let rest = without_lists(map);
         let mut delta =
             Self { format: FORMAT_VERSION, base, rest, nodes, devices, ..Self::default() };
-        let mut known: BTreeMap<(u32, &[u32], &[u32], bool), u32> = BTreeMap::new();
+        let mut known: BTreeMap<Replicas<'_>, u32> = BTreeMap::new();
         let mut last = 0;
         for (id, entry) in partitions {
             delta.steps.push(id - last);

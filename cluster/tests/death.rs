@@ -1,5 +1,6 @@
 //! Who is dead, with explicit times.
 
+#[expect(dead_code, reason = "each test uses a part of it")]
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,5 +1,6 @@
 //! Placement over a map: who may get blocks, and where they go.
 
+#[expect(dead_code, reason = "each test uses a part of it")]
 mod common;
 
 use std::collections::BTreeSet;

@@ -23,8 +23,8 @@ fn is_majority(
     2 * living > voting.len()
 }
 
-/// All of the command or none of it. Refused where old and new voters together, which is the most
-/// that the group ever has on the way, or the new ones alone, had no majority that is active.
+/// All of the command or none of it. Refused where the old voters or the new ones have no majority
+/// that is active: then there is one at each step on the way, too.
 pub(super) fn voters(map: &mut ClusterMap, wanted: &Voters) -> Outcome {
     let changes: BTreeMap<u32, &Voter> = wanted.voters.iter().map(|v| (v.node, v)).collect();
     if changes.len() != wanted.voters.len() {
@@ -41,7 +41,7 @@ pub(super) fn voters(map: &mut ClusterMap, wanted: &Voters) -> Outcome {
     }
     let will = |n: &NodeEntry| changes.get(&n.id).map_or(n.voter != 0, |v| v.votes);
     let alive = NodeEntry::is_active;
-    if !is_majority(map, will, alive) || !is_majority(map, |n| n.voter != 0 || will(n), alive) {
+    if !is_majority(map, will, alive) || !is_majority(map, |n| n.voter != 0, alive) {
         return Err("no majority of the voters would be active".into());
     }
     let mut changed = false;

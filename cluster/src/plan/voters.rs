@@ -38,7 +38,7 @@ pub(super) fn plan_voters(
         let all = map.nodes.iter().filter(|n| votes(n)).count();
         2 * map.nodes.iter().filter(|n| votes(n) && n.is_active()).count() > all
     };
-    if !majority(&chosen) || !majority(&|n| n.voter != 0 || chosen(n)) {
+    if !majority(&chosen) || !majority(&|n| n.voter != 0) {
         return None;
     }
     let voters: Vec<Voter> = map
