@@ -43,7 +43,7 @@ pub enum Change {
     Down(NodeName),
     /// A node is given up for good.
     #[prost(message, tag = "7")]
-    Leave(NodeName),
+    Leave(Leave),
     /// A device has failed.
     #[prost(message, tag = "8")]
     DeviceFailed(DeviceName),
@@ -84,6 +84,9 @@ pub struct Join {
     /// It shall vote, and hold nothing.
     #[prost(bool, tag = "4")]
     pub witness: bool,
+    /// The slice that it belongs to; empty: the one without a name.
+    #[prost(string, tag = "5")]
+    pub slice: String,
 }
 
 /// A device of a node that joins.
@@ -125,6 +128,21 @@ pub struct NodeName {
     pub incarnation: u64,
 }
 
+/// See [`Change::Leave`].
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Leave {
+    /// The node.
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    /// The incarnation that the operator means: a node that has come back meanwhile stays.
+    #[prost(uint64, tag = "2")]
+    pub incarnation: u64,
+    /// Give up the partitions whose last replica is there: they begin anew, empty. Without it such
+    /// a command is void and [`Executed::last_replicas`] lists them. The operator's word only.
+    #[prost(bool, tag = "3")]
+    pub give_up: bool,
+}
+
 /// A device in one incarnation.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct DeviceName {
@@ -150,7 +168,8 @@ pub struct NewReplicas {
     /// The partition.
     #[prost(uint32, tag = "1")]
     pub partition: u32,
-    /// The new entry. Its configuration number is the one that it follows: the change is void under another.
+    /// The new entry. Its configuration number is the one that it follows: the change is void under
+    /// another. Its [`PartitionEntry::born`] means nothing here.
     #[prost(message, required, tag = "2")]
     pub entry: PartitionEntry,
 }
@@ -222,4 +241,60 @@ pub struct Executed {
     /// For [`Change::Reconfigure`]: partitions whose change was void.
     #[prost(uint32, repeated, tag = "4")]
     pub not_changed: Vec<u32>,
+    /// For [`Change::Leave`]: partitions whose last replica is on the node; given up if the command
+    /// said so, else the reason why it is void.
+    #[prost(uint32, repeated, tag = "5")]
+    pub last_replicas: Vec<u32>,
+}
+
+/// Bytes that are no command of ours.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// The bytes are not a command.
+    #[error("command cannot be read: {0}")]
+    Decode(String),
+    /// Written by a newer version.
+    #[error("command has version {0}, this program knows up to {COMMAND_VERSION}")]
+    Newer(u32),
+    /// It says nothing.
+    #[error("command without a change")]
+    Empty,
+}
+
+impl Command {
+    /// A command of this version that holds in every term.
+    pub const fn new(change: Change) -> Self {
+        Self { version: COMMAND_VERSION, change: Some(change), term: 0 }
+    }
+
+    /// A command of the leader of that term: void in an entry of another. `Down`, and a
+    /// `Reconfigure` that takes the role of primary from a node that did not ask, are always such.
+    pub const fn of_term(change: Change, term: u64) -> Self {
+        Self { version: COMMAND_VERSION, change: Some(change), term }
+    }
+
+    /// Reads a command. A voter that finds one it cannot read stops: without it, its map would
+    /// differ from the others'.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub fn decode_command(bytes: &[u8]) -> Result<Self, CommandError> {
+        let command = Self::decode(bytes).map_err(|e| CommandError::Decode(e.to_string()))?;
+        match command.change {
+            _ if command.version > COMMAND_VERSION => Err(CommandError::Newer(command.version)),
+            None => Err(CommandError::Empty),
+            Some(_) => Ok(command),
+        }
+    }
+
+    /// The bytes of the command.
+    pub fn encode_command(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+}
+
+impl From<Change> for Command {
+    fn from(change: Change) -> Self {
+        Self::new(change)
+    }
 }

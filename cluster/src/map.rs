@@ -4,7 +4,7 @@ use bb_proto::{ConfigNumber, DeviceId, Epoch, Incarnation, NodeId, PartitionId};
 use prost::Message;
 
 /// Version of the encoded map. A newer one is refused.
-const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 1;
 
 /// What a node may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
@@ -61,6 +61,31 @@ pub struct NodeEntry {
     /// Tick at which it went down; 0 while it has not.
     #[prost(uint64, tag = "9")]
     pub down_since: u64,
+    /// The slice that it belongs to; empty: the one without a name.
+    #[prost(string, tag = "10")]
+    pub slice: String,
+}
+
+impl NodeEntry {
+    /// Serves.
+    pub fn is_active(&self) -> bool {
+        self.state == NodeState::Active as i32
+    }
+
+    /// Serves, and may hold partitions and blocks.
+    pub fn holds_data(&self) -> bool {
+        self.is_active() && !self.witness
+    }
+
+    /// Was given up for good.
+    pub fn has_left(&self) -> bool {
+        self.state == NodeState::Left as i32
+    }
+
+    /// Its number.
+    pub const fn node_id(&self) -> NodeId {
+        NodeId(self.id)
+    }
 }
 
 /// A device in one incarnation.
@@ -95,10 +120,10 @@ pub struct PartitionEntry {
     /// The node that serves it.
     #[prost(uint32, tag = "2")]
     pub primary: u32,
-    /// The nodes that log along: their acknowledgement is needed.
+    /// The nodes that log along, sorted: their acknowledgement is needed.
     #[prost(uint32, repeated, tag = "3")]
     pub backups: Vec<u32>,
-    /// Nodes that become backups when they have got everything; nothing waits for them.
+    /// Nodes that become backups when they have got everything, sorted; nothing waits for them.
     #[prost(uint32, repeated, tag = "4")]
     pub filling: Vec<u32>,
     /// Configuration number at which this primary, in its incarnation, got the role: names its
@@ -108,6 +133,33 @@ pub struct PartitionEntry {
     /// The last replica was damaged: the operator must decide.
     #[prost(bool, tag = "6")]
     pub lost: bool,
+    /// Configuration number under which it began anew, empty, after the operator had given it up;
+    /// 0: it never was. What replicas hold from configurations before it is void, and a partition
+    /// that was given up never answers "unknown" (rule 1).
+    #[prost(uint64, tag = "7")]
+    pub born: u64,
+}
+
+impl PartitionEntry {
+    /// Primary and backups: those whose logs make a mutation committed.
+    pub fn members(&self) -> impl Iterator<Item = u32> + '_ {
+        std::iter::once(self.primary).chain(self.backups.iter().copied())
+    }
+
+    /// How many members there are.
+    pub fn member_count(&self) -> usize {
+        1 + self.backups.len()
+    }
+
+    /// Members and filling nodes.
+    pub fn all_nodes(&self) -> impl Iterator<Item = u32> + '_ {
+        self.members().chain(self.filling.iter().copied())
+    }
+
+    /// True if the node has a part in it, of whatever kind.
+    pub fn names(&self, node: u32) -> bool {
+        self.all_nodes().any(|named| named == node)
+    }
 }
 
 /// The map.
@@ -190,6 +242,14 @@ pub enum MapError {
     /// Contradicts itself.
     #[error("cluster map is inconsistent: {0}")]
     Inconsistent(&'static str),
+    /// A delta belongs to another map.
+    #[error("changes lead on from epoch {base}, the map has epoch {has}")]
+    NotTheBase {
+        /// Epoch of the map.
+        has: u64,
+        /// Epoch of the map to which the delta applies.
+        base: u64,
+    },
 }
 
 impl ClusterMap {
@@ -206,14 +266,16 @@ impl ClusterMap {
     /// [`MapError`].
     pub fn decode_map(bytes: &[u8]) -> Result<Self, MapError> {
         let map = Self::decode(bytes).map_err(|error| MapError::Decode(error.to_string()))?;
-        if map.format > FORMAT_VERSION {
-            return Err(MapError::Newer(map.format));
-        }
+        map.check_version()?;
         map.check()?;
         Ok(map)
     }
 
-    fn check(&self) -> Result<(), MapError> {
+    pub(crate) const fn check_version(&self) -> Result<(), MapError> {
+        if self.format > FORMAT_VERSION { Err(MapError::Newer(self.format)) } else { Ok(()) }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), MapError> {
         if self.cluster.len() != 16 || self.bfs.len() != 16 {
             return Err(MapError::Inconsistent("UUIDs have 16 bytes"));
         }
@@ -224,7 +286,7 @@ impl ClusterMap {
             return Err(MapError::Inconsistent("entries are not sorted"));
         }
         let known = |id: u32| self.nodes.binary_search_by_key(&id, |n| n.id).is_ok();
-        if !self.partitions.iter().all(|p| known(p.primary) && p.backups.iter().all(|b| known(*b)))
+        if !self.partitions.iter().all(|p| p.all_nodes().all(known))
             || !self.devices.iter().all(|d| known(d.node))
         {
             return Err(MapError::Inconsistent("an entry names an unknown node"));
@@ -261,6 +323,26 @@ impl ClusterMap {
     /// A node.
     pub fn node(&self, id: NodeId) -> Option<&NodeEntry> {
         self.nodes.binary_search_by_key(&id.0, |n| n.id).ok().map(|at| &self.nodes[at])
+    }
+
+    /// True if the node is known and serves.
+    pub fn is_active(&self, id: u32) -> bool {
+        self.node(NodeId(id)).is_some_and(NodeEntry::is_active)
+    }
+
+    /// Nodes that serve and may hold partitions and blocks, in order.
+    pub fn data_nodes(&self) -> impl Iterator<Item = &NodeEntry> {
+        self.nodes.iter().filter(|node| node.holds_data())
+    }
+
+    /// Partitions with their numbers.
+    pub fn numbered(&self) -> impl Iterator<Item = (u32, &PartitionEntry)> {
+        (0_u32..).zip(&self.partitions)
+    }
+
+    pub(crate) fn node_mut(&mut self, id: u32) -> Option<&mut NodeEntry> {
+        let at = self.nodes.binary_search_by_key(&id, |n| n.id).ok()?;
+        self.nodes.get_mut(at)
     }
 
     /// A device.

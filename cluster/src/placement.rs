@@ -34,11 +34,27 @@ pub fn choose_members(
     count: usize,
     chance: Chance<'_>,
 ) -> Vec<DeviceId> {
+    choose_members_beside(placement, pg, candidates, &[], count, chance)
+}
+
+/// The same for a group that has blocks already, one on each of the nodes `taken` (a node twice has
+/// two): they count as chosen. For a member that is replaced.
+pub fn choose_members_beside(
+    placement: Placement,
+    pg: PgId,
+    candidates: &[Candidate],
+    taken: &[u32],
+    count: usize,
+    chance: Chance<'_>,
+) -> Vec<DeviceId> {
+    let before = |node: u32| taken.iter().filter(|other| **other == node).count();
     let mut left: Vec<Candidate> = candidates.to_vec();
     let mut chosen: Vec<Candidate> = Vec::with_capacity(count);
     while chosen.len() < count && !left.is_empty() {
         // How often each candidate's node is taken already; only the least taken nodes compete.
-        let taken = |c: &Candidate| chosen.iter().filter(|other| other.node == c.node).count();
+        let taken = |c: &Candidate| {
+            before(c.node) + chosen.iter().filter(|other| other.node == c.node).count()
+        };
         let fewest = left.iter().map(&taken).min().unwrap_or(0);
         let open: Vec<usize> = (0..left.len()).filter(|at| taken(&left[*at]) == fewest).collect();
         let at = match placement {
