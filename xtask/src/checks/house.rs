@@ -16,6 +16,7 @@ const MAY_KNOW: &[(&str, &str)] = &[
     ("nvme", "runtime"),
     ("commitlog", "runtime nvme"),
     ("rdma-transport", "proto runtime"),
+    ("consensus", "proto runtime"),
     ("cluster", "proto runtime rdma-transport"),
     ("pgio", "proto runtime erasure rdma-transport cluster"),
     ("server", "proto runtime erasure nvme commitlog rdma-transport cluster pgio"),
