@@ -17,8 +17,9 @@ pub(crate) enum Verdict {
         commit: u64,
         last: u64,
     },
-    /// To be looked at when what the library holds is durable: a vote could make us the leader at
-    /// once, and the library takes a leader's log for durable.
+    /// To be looked at when what the library holds is durable and applied: a vote could make us the
+    /// leader at once, and the library takes a leader's log for durable; and it refuses to stand
+    /// for election while a committed change of voters is not applied.
     Later,
 }
 
@@ -42,7 +43,8 @@ pub(crate) fn judge(node: &RawNode<Log>, message: &Message) -> Verdict {
         | MessageType::MsgRequestPreVoteResponse
         | MessageType::MsgTimeoutNow
             if !raft.raft_log.unstable_entries().is_empty()
-                || raft.raft_log.unstable_snapshot().is_some() =>
+                || raft.raft_log.unstable_snapshot().is_some()
+                || raft.raft_log.applied < raft.raft_log.committed =>
         {
             Verdict::Later
         }

@@ -20,6 +20,7 @@ pub struct Truth {
     pub history: Vec<u64>,
     seen: BTreeSet<u64>,
     pub acknowledged: usize,
+    leaders: BTreeMap<u64, VoterNumber>,
     pub broken: Option<String>,
 }
 
@@ -104,11 +105,16 @@ pub struct World {
     pub twice_percent: Cell<u64>,
     pub delay_us: Cell<u64>,
     pub blocked: RefCell<BTreeSet<(VoterNumber, VoterNumber)>>,
+    /// What was sent, where a test wants to see it: sender, receiver, bytes.
+    pub tapped: RefCell<Option<Tap>>,
     pub messages: Cell<u64>,
     pub largest: Cell<usize>,
     pub padding: usize,
     next_id: Cell<u64>,
 }
+
+/// Messages as they were sent.
+pub type Tap = Vec<(VoterNumber, VoterNumber, Vec<u8>)>;
 
 struct Wire {
     world: Weak<World>,
@@ -122,6 +128,9 @@ impl Net for Wire {
             world.messages.set(world.messages.get() + 1);
             world.largest.set(world.largest.get().max(message.len()));
             assert!(message.len() <= world.settings.message_bytes_max);
+            if let Some(tapped) = &mut *world.tapped.borrow_mut() {
+                tapped.push((self.from, to, message.clone()));
+            }
             let times = 1 + u64::from(world.rt.random_below(100) < world.twice_percent.get());
             for _ in 0..times {
                 world.clone().carry(self.from, to, message.clone());
@@ -142,6 +151,7 @@ impl World {
             twice_percent: Cell::new(0),
             delay_us: Cell::new(500),
             blocked: RefCell::default(),
+            tapped: RefCell::default(),
             messages: Cell::new(0),
             largest: Cell::new(0),
             padding,
@@ -193,6 +203,7 @@ impl World {
         let consensus =
             Consensus::start(&rt, number, store, net, Box::new(machine), recovered, settings)
                 .unwrap();
+        rt.spawn(watch(consensus.clone(), self.truth.clone()));
         self.voters.borrow_mut().insert(number, Voter { consensus, list, rt });
     }
 
@@ -302,6 +313,17 @@ impl World {
         }
     }
 
+    /// Cuts two voters off from each other, or joins them again.
+    pub fn cut(&self, a: VoterNumber, b: VoterNumber, cut: bool) {
+        for way in [(a, b), (b, a)] {
+            if cut {
+                self.blocked.borrow_mut().insert(way);
+            } else {
+                self.blocked.borrow_mut().remove(&way);
+            }
+        }
+    }
+
     pub fn heal(&self) {
         self.loss_percent.set(0);
         self.twice_percent.set(0);
@@ -318,6 +340,21 @@ impl World {
         for (number, voter) in &*self.voters.borrow() {
             assert_eq!(voter.consensus.stopped(), None, "{number}");
         }
+    }
+}
+
+/// No term has two leaders.
+async fn watch(consensus: Consensus, truth: Rc<RefCell<Truth>>) {
+    loop {
+        let changed = consensus.changed().notified();
+        if consensus.role() == Role::Leader {
+            let (term, number) = (consensus.term(), consensus.number());
+            let first = *truth.borrow_mut().leaders.entry(term).or_insert(number);
+            if first != number {
+                truth.borrow_mut().complain(format!("{first} and {number} lead term {term}"));
+            }
+        }
+        changed.await;
     }
 }
 
