@@ -1,5 +1,6 @@
 //! Bytes that are not what a voter wrote: from a device, and from the network.
 
+#[expect(dead_code, reason = "each test binary uses its part")]
 mod world;
 
 use std::collections::BTreeSet;
@@ -213,7 +214,7 @@ fn lies(rt: &Rt, world: &Rc<World>) -> usize {
     let tapped = world.tapped.borrow();
     let tapped = tapped.as_ref().unwrap();
     let mut told = 0;
-    for _ in 0..60 {
+    for _ in 0..if tapped.is_empty() { 0 } else { 60 } {
         let pick = usize::try_from(rt.random_below(tapped.len() as u64)).unwrap();
         let (from, to, mut bytes) = tapped[pick].clone();
         let Some(voter) = world.get(to) else { continue };

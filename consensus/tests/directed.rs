@@ -1,5 +1,6 @@
 //! One fault at a time, each where it hurts most.
 
+#[expect(dead_code, reason = "each test binary uses its part")]
 mod world;
 
 use std::collections::BTreeSet;

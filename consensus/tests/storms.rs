@@ -1,6 +1,7 @@
 //! Whole groups under faults: one order of commands, nothing acknowledged is lost, no stale read,
 //! progress when the faults stop.
 
+#[expect(dead_code, reason = "each test binary uses its part")]
 mod world;
 
 use std::cell::Cell;
@@ -30,6 +31,11 @@ async fn storm(rt: Rt, storm: Storm) -> (usize, Option<String>) {
     let all: BTreeSet<_> = (1..=storm.voters + storm.spare).map(VoterNumber).collect();
     for &number in all.iter().skip(usize::try_from(storm.voters).unwrap()) {
         world.start(number);
+    }
+    // From disks that are never caught writing to disks that nearly always are.
+    let slow_us = [200, 5_000, 60_000][usize::try_from(rt.random_below(3)).unwrap()];
+    for disk in world.disks.borrow().values() {
+        disk.slow_us.set(slow_us);
     }
     let over = Rc::new(Cell::new(false));
     for _ in 0..3 {
@@ -217,14 +223,33 @@ fn the_same_seed_gives_the_same_run() {
     }
 }
 
-/// A planted error must be found by some seed of those that find nothing without it.
+/// Planted errors are found by some seed of those that find nothing without them. (A forgotten vote
+/// needs `directed.rs`.)
 #[cfg(feature = "planted")]
-#[test]
-fn a_planted_barrier_without_a_quorum_is_found_by_a_storm() {
-    bb_consensus::planted::barrier_without_quorum(true);
-    let found = (0..60).find_map(|seed| {
-        simulate(seed, |rt| storm(rt, Storm { voters: 3, spare: 0, secs: 25 })).0.1
-    });
-    bb_consensus::planted::barrier_without_quorum(false);
-    assert!(found.is_some_and(|what| what.contains("stale read")));
+mod planted {
+    use super::*;
+    use bb_consensus::planted;
+
+    fn found(plant: fn(bool)) {
+        plant(true);
+        let found = (0..200).find_map(|seed| {
+            // The library's own assertions may be the ones to find it.
+            let run = std::panic::catch_unwind(|| {
+                simulate(seed, |rt| storm(rt, Storm { voters: 3, spare: 0, secs: 25 })).0.1
+            });
+            run.unwrap_or_else(|_| Some("panic".to_owned())).map(|what| (seed, what))
+        });
+        plant(false);
+        println!("{:?}", found.expect("the planted error is not found"));
+    }
+
+    #[test]
+    fn a_barrier_without_a_quorum_is_found_by_a_storm() {
+        found(planted::barrier_without_quorum);
+    }
+
+    #[test]
+    fn an_answer_before_it_is_durable_is_found_by_a_storm() {
+        found(planted::send_before_persist);
+    }
 }
