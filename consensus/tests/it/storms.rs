@@ -1,17 +1,14 @@
 //! Whole groups under faults: one order of commands, nothing acknowledged is lost, no stale read,
 //! progress when the faults stop.
 
-#[expect(dead_code, reason = "each test binary uses its part")]
-mod world;
-
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::world::{World, seeds, simulate, tight};
 use bb_consensus::VoterNumber;
 use bb_runtime::Rt;
-use world::{World, seeds, simulate, tight};
 
 /// After the faults have stopped: an election, perhaps two, and a snapshot.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(15);

@@ -1,19 +1,16 @@
 //! Bytes that are not what a voter wrote: from a device, and from the network.
 
-#[expect(dead_code, reason = "each test binary uses its part")]
-mod world;
-
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::world::{World, seeds, simulate, tight};
 use bb_consensus::{
     Consensus, DecodeError, Durable, Machine, Net, RecoverError, Recovered, Role, Settings,
     SnapshotRefused, StartError, StepError, StopReason, Store, StoreFailed, VoterNumber,
 };
 use bb_runtime::Rt;
 use proptest::prelude::*;
-use world::{World, seeds, simulate, tight};
 
 const HEADER_BYTES: usize = 24;
 
@@ -34,8 +31,8 @@ fn written() -> Vec<(bool, Vec<u8>)> {
         for _ in 0..70 {
             world.propose_somewhere().await;
         }
-        let contents = world.disks.borrow()[&VoterNumber(1)].contents();
-        contents
+        let disk = world.disks.borrow()[&VoterNumber(1)].clone();
+        disk.contents()
     })
     .0
 }

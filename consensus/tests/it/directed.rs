@@ -1,15 +1,12 @@
 //! One fault at a time, each where it hurts most.
 
-#[expect(dead_code, reason = "each test binary uses its part")]
-mod world;
-
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::world::{World, seeds, simulate, tight};
 use bb_consensus::{ChangeError, ProposeError, Role, Settings, VoterNumber};
 use bb_runtime::Rt;
-use world::{World, seeds, simulate, tight};
 
 const fn v(number: u64) -> VoterNumber {
     VoterNumber(number)
