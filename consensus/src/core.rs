@@ -11,7 +11,7 @@ use raft::eraftpb::{
 use raft::{RawNode, ReadState, StateRole};
 
 use crate::bulk::Bulk;
-use crate::consensus::{NotLeader, ProposeError, StopReason};
+use crate::errors::{NotLeader, ProposeError, StopReason};
 use crate::log::Log;
 use crate::parts::VoterChange;
 use crate::records::encode_checkpoint;

@@ -9,7 +9,8 @@ use raft::eraftpb::{Message, MessageType};
 use raft::{Ready, SnapshotStatus, StateRole};
 
 use crate::VoterNumber;
-use crate::consensus::{Inner, Role, StopReason, View};
+use crate::consensus::{Inner, Role, View};
+use crate::errors::StopReason;
 use crate::records::{encode_append, encode_checkpoint};
 use crate::sanity::{Verdict, judge};
 use crate::wire::{self, Incoming, Piece};

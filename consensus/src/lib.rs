@@ -29,6 +29,7 @@ mod consensus;
 mod core;
 mod drive;
 mod envelope;
+mod errors;
 mod log;
 mod logger;
 mod parts;
@@ -40,11 +41,11 @@ mod seams;
 mod settings;
 mod wire;
 
-pub use consensus::{
-    ChangeError, Consensus, CreateError, NotLeader, ProposeError, Role, StartError, Status,
-    StepError, StopReason,
-};
+pub use consensus::{Consensus, Role, Status};
 pub use envelope::DecodeError;
+pub use errors::{
+    ChangeError, CreateError, NotLeader, ProposeError, StartError, StepError, StopReason,
+};
 pub use parts::VOTERS_MAX;
 pub use records::{RecoverError, Recovered};
 pub use seams::{Durable, Machine, Net, SnapshotRefused, Store, StoreFailed, VoterNumber};
