@@ -15,7 +15,7 @@ use crate::errors::{
     ChangeError, CreateError, NotLeader, ProposeError, StartError, StepError, StopReason,
 };
 use crate::log::Log;
-use crate::parts::{VOTERS_MAX, VoterChange};
+use crate::parts::VOTERS_MAX;
 use crate::records::encode_checkpoint;
 use crate::wire::{self, Incoming};
 use crate::{Machine, Net, RecoverError, Recovered, Settings, Store, VoterNumber};
@@ -54,6 +54,8 @@ pub struct Status {
     pub voters: BTreeSet<VoterNumber>,
     /// The voters that are being replaced; empty unless a change is under way.
     pub voters_outgoing: BTreeSet<VoterNumber>,
+    /// Those who are to become voters, and still learn the log.
+    pub learners: BTreeSet<VoterNumber>,
 }
 
 /// What others look at without disturbing the core.
@@ -267,9 +269,10 @@ impl Consensus {
         outcome.await.unwrap_or(Err(NotLeader { hint: None }))
     }
 
-    /// Makes exactly `wanted` the voters, through a joint configuration, and returns when that is
-    /// committed and left. One change at a time; others wait. A voter that is added must run (with
-    /// [`Recovered::new`]) or be about to: the change ends when a majority of both sets has it.
+    /// Makes exactly `wanted` the voters and returns when that is committed. Those who are new are
+    /// learners until they have caught up; then all are added and removed in one joint change. One
+    /// change at a time; others wait. A voter that is added must run (with [`Recovered::new`]):
+    /// until it has caught up nothing else changes. Dropping the future begins no further step.
     ///
     /// A leader that is not wanted leads until the change is through, and then steps down.
     pub async fn change_voters(&self, wanted: BTreeSet<VoterNumber>) -> Result<(), ChangeError> {
@@ -283,8 +286,8 @@ impl Consensus {
         loop {
             let progress = inner.progress.notified();
             let changed = inner.changed.notified();
-            let Status { voters, voters_outgoing, .. } = self.status();
-            if begun && voters == wanted && voters_outgoing.is_empty() {
+            let Status { voters, voters_outgoing, learners, .. } = self.status();
+            if begun && voters == wanted && voters_outgoing.is_empty() && learners.is_empty() {
                 return Ok(());
             }
             if self.role() != Role::Leader || self.term() != term {
@@ -292,20 +295,16 @@ impl Consensus {
             }
             {
                 let mut core = inner.core.borrow_mut();
-                let idle = core.node.raft.commit_to_current_term()
-                    && !core.node.raft.has_pending_conf()
-                    && core.change.is_none()
-                    && voters_outgoing.is_empty();
-                if idle && voters == wanted {
-                    return Ok(());
-                }
-                if idle {
-                    core.change = Some(VoterChange {
-                        add: wanted.difference(&voters).map(|voter| voter.0).collect(),
-                        remove: voters.difference(&wanted).map(|voter| voter.0).collect(),
-                    });
+                if let Some(step) = core.next_change(&wanted) {
+                    core.change = Some(step);
                     begun = true;
                     inner.wake.notify_all();
+                } else if voters == wanted
+                    && voters_outgoing.is_empty()
+                    && core.node.raft.commit_to_current_term()
+                    && !core.node.raft.has_pending_conf()
+                {
+                    return Ok(());
                 }
             }
             futures_util::future::select(Box::pin(progress), Box::pin(changed)).await;
@@ -368,6 +367,7 @@ impl Consensus {
             memory_bytes: log.store.memory_bytes(),
             voters: set(&core.conf.voters),
             voters_outgoing: set(&core.conf.voters_outgoing),
+            learners: set(&core.conf.learners),
         }
     }
 }

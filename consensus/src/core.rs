@@ -1,6 +1,6 @@
 //! The library's node and everything around it that changes with it. Nothing here waits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bb_runtime::Rt;
 use futures_channel::oneshot;
@@ -15,7 +15,10 @@ use crate::errors::{NotLeader, ProposeError, StopReason};
 use crate::log::Log;
 use crate::parts::VoterChange;
 use crate::records::encode_checkpoint;
-use crate::{Machine, Settings, VoterNumber};
+use crate::{Machine, Position, Settings, VoterNumber};
+
+/// A learner that lacks no more than this has caught up: the rest is on its way.
+const LEARNER_BEHIND_MAX: u64 = 64;
 
 pub(crate) type ProposalAnswer = oneshot::Sender<Result<Vec<u8>, ProposeError>>;
 pub(crate) type BarrierAnswer = oneshot::Sender<Result<(), NotLeader>>;
@@ -203,6 +206,42 @@ impl Core {
         self.change = None;
     }
 
+    /// The next step from the voters there are to the wanted ones: those who are new learn the log
+    /// first, so that the group never waits for a majority that doesn't have it; then all change at
+    /// once. Nothing where somebody still learns, or a step is under way.
+    pub(crate) fn next_change(&self, wanted: &BTreeSet<VoterNumber>) -> Option<VoterChange> {
+        let raft = &self.node.raft;
+        let busy = self.change.is_some()
+            || raft.has_pending_conf()
+            || !raft.commit_to_current_term()
+            || !self.conf.voters_outgoing.is_empty();
+        if busy {
+            return None;
+        }
+        let wanted: BTreeSet<u64> = wanted.iter().map(|voter| voter.0).collect();
+        let (voters, learners) = (&self.conf.voters, &self.conf.learners);
+        let new: Vec<u64> = wanted.iter().copied().filter(|v| !voters.contains(v)).collect();
+        let learn: Vec<u64> = new.iter().copied().filter(|v| !learners.contains(v)).collect();
+        let stray = learners.iter().copied().filter(|v| !wanted.contains(v));
+        if !learn.is_empty() {
+            return Some(VoterChange { add: Vec::new(), learn, remove: stray.collect() });
+        }
+        let last = raft.raft_log.last_index();
+        let caught_up = |id: &u64| {
+            raft.prs().get(*id).is_some_and(|progress| {
+                // Has begun: in a short log, nothing is not far behind.
+                progress.matched > 0 && progress.matched + LEARNER_BEHIND_MAX >= last
+            })
+        };
+        if !new.iter().all(caught_up) {
+            return None;
+        }
+        let gone = voters.iter().copied().filter(|v| !wanted.contains(v));
+        let remove: Vec<u64> = gone.chain(stray).collect();
+        let step = VoterChange { add: new, learn: Vec::new(), remove };
+        (!step.add.is_empty() || !step.remove.is_empty()).then_some(step)
+    }
+
     /// Begins a change of voters that was asked for, or ends one whose first half is applied, also
     /// one that an earlier leader began.
     pub(crate) fn drive_change(&mut self) {
@@ -238,7 +277,10 @@ impl Core {
         for entry in entries {
             let outcome = match entry.get_entry_type() {
                 EntryType::EntryNormal if entry.data.is_empty() => None,
-                EntryType::EntryNormal => Some(self.machine.apply(entry.index, &entry.data)),
+                EntryType::EntryNormal => {
+                    let position = Position { index: entry.index, term: entry.term };
+                    Some(self.machine.apply(position, &entry.data))
+                }
                 EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
                     self.apply_change(&entry)?;
                     None
@@ -299,9 +341,10 @@ fn joint(change: &VoterChange) -> ConfChangeV2 {
         single
     };
     let adds = change.add.iter().map(|&voter| single(voter, ConfChangeType::AddNode));
+    let learns = change.learn.iter().map(|&voter| single(voter, ConfChangeType::AddLearnerNode));
     let removes = change.remove.iter().map(|&voter| single(voter, ConfChangeType::RemoveNode));
     let mut joint = ConfChangeV2::default();
     joint.set_transition(ConfChangeTransition::Explicit);
-    joint.set_changes(adds.chain(removes).collect::<Vec<_>>().into());
+    joint.set_changes(adds.chain(learns).chain(removes).collect::<Vec<_>>().into());
     joint
 }

@@ -48,5 +48,7 @@ pub use errors::{
 };
 pub use parts::VOTERS_MAX;
 pub use records::{RecoverError, Recovered};
-pub use seams::{Durable, Machine, Net, SnapshotRefused, Store, StoreFailed, VoterNumber};
+pub use seams::{
+    Durable, Machine, Net, Position, SnapshotRefused, Store, StoreFailed, VoterNumber,
+};
 pub use settings::Settings;

@@ -163,7 +163,8 @@ impl Storage for Log {
         let meta = self.snapshot.get_metadata();
         let conf = meta.get_conf_state();
         // A voter that is newer than the snapshot would not find itself in it, and refuse it.
-        if conf.voters.contains(&to) && meta.index >= request_index {
+        let known = conf.voters.contains(&to) || conf.learners.contains(&to);
+        if known && meta.index >= request_index {
             return Ok(self.snapshot.clone());
         }
         self.snapshot_wanted.set(true);

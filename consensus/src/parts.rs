@@ -143,15 +143,21 @@ fn take_set(from: &mut Reader<'_>) -> Result<Vec<u64>, DecodeError> {
 }
 
 pub(crate) fn put_conf_state(out: &mut Writer, conf: &ConfState) {
-    // Nothing here makes learners, and a joint configuration is left by us, not by itself.
-    debug_assert!(conf.learners.is_empty() && conf.learners_next.is_empty() && !conf.auto_leave);
+    // Nobody is demoted here, and a joint configuration is left by us, not by itself.
+    debug_assert!(conf.learners_next.is_empty() && !conf.auto_leave);
     put_set(out, &conf.voters);
     put_set(out, &conf.voters_outgoing);
+    put_set(out, &conf.learners);
 }
 
 pub(crate) fn take_conf_state(from: &mut Reader<'_>) -> Result<ConfState, DecodeError> {
     let (voters, voters_outgoing) = (take_set(from)?, take_set(from)?);
-    let conf = ConfState { voters, voters_outgoing, ..ConfState::default() };
+    let learners = take_set(from)?;
+    if let Some(both) = learners.iter().find(|l| voters.contains(l) || voters_outgoing.contains(l))
+    {
+        return Err(DecodeError::Impossible { what: "learner that votes", value: *both });
+    }
+    let conf = ConfState { voters, voters_outgoing, learners, ..ConfState::default() };
     if conf.voters.is_empty() {
         return Err(DecodeError::Impossible { what: "number of voters", value: 0 });
     }
@@ -185,6 +191,8 @@ pub(crate) fn take_snapshot(from: &mut Reader<'_>) -> Result<Snapshot, DecodeErr
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct VoterChange {
     pub(crate) add: Vec<u64>,
+    /// Who shall have the log, and no vote yet.
+    pub(crate) learn: Vec<u64>,
     pub(crate) remove: Vec<u64>,
 }
 
@@ -195,6 +203,7 @@ impl VoterChange {
         let mut out = Writer::default();
         out.put(&U32::new(VOTER_CHANGE_VERSION));
         put_set(&mut out, &self.add);
+        put_set(&mut out, &self.learn);
         put_set(&mut out, &self.remove);
         out.into_bytes()
     }
@@ -206,9 +215,10 @@ impl VoterChange {
             let value = u64::from(version);
             return Err(DecodeError::Impossible { what: "version of a change of voters", value });
         }
-        let change = Self { add: take_set(&mut from)?, remove: take_set(&mut from)? };
+        let (add, learn) = (take_set(&mut from)?, take_set(&mut from)?);
+        let change = Self { add, learn, remove: take_set(&mut from)? };
         from.end("change of voters")?;
-        if change.add.is_empty() && change.remove.is_empty() {
+        if change.add.is_empty() && change.learn.is_empty() && change.remove.is_empty() {
             return Err(DecodeError::Impossible { what: "change of no voter", value: 0 });
         }
         Ok(change)

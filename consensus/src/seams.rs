@@ -60,12 +60,22 @@ pub struct SnapshotRefused {
     pub reason: String,
 }
 
+/// Where a command stands in the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Position {
+    /// Index of its entry.
+    pub index: u64,
+    /// Term in which its proposer led. A command that says in which term it was meant to be
+    /// proposed (`Consensus::term`) can be void in any other.
+    pub term: u64,
+}
+
 /// What the log of commands drives. Called one at a time, never again for the same index, except
 /// that a restart begins anew at a snapshot. A read of it is current right after
 /// `Consensus::read_barrier`. No method may call back into `Consensus`.
 pub trait Machine {
-    /// Applies a command. The outcome depends on the state and the command only.
-    fn apply(&mut self, index: u64, data: &[u8]) -> Vec<u8>;
+    /// Applies a command. The outcome depends on the state, the command and its place only.
+    fn apply(&mut self, position: Position, data: &[u8]) -> Vec<u8>;
 
     /// The whole state.
     fn snapshot(&self) -> Vec<u8>;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::world::{World, seeds, simulate, tight};
 use bb_consensus::{
-    Consensus, DecodeError, Durable, Machine, Net, RecoverError, Recovered, Role, Settings,
-    SnapshotRefused, StartError, StepError, StopReason, Store, StoreFailed, VoterNumber,
+    Consensus, DecodeError, Durable, Machine, Net, Position, RecoverError, Recovered, Role,
+    Settings, SnapshotRefused, StartError, StepError, StopReason, Store, StoreFailed, VoterNumber,
 };
 use bb_runtime::Rt;
 use proptest::prelude::*;
@@ -273,7 +273,7 @@ impl Store for Failing {
 struct Picky;
 
 impl Machine for Picky {
-    fn apply(&mut self, _index: u64, data: &[u8]) -> Vec<u8> {
+    fn apply(&mut self, _: Position, data: &[u8]) -> Vec<u8> {
         data.to_vec()
     }
 
@@ -290,7 +290,7 @@ impl Machine for Picky {
 struct Echo;
 
 impl Machine for Echo {
-    fn apply(&mut self, _index: u64, data: &[u8]) -> Vec<u8> {
+    fn apply(&mut self, _: Position, data: &[u8]) -> Vec<u8> {
         data.to_vec()
     }
 

@@ -204,6 +204,28 @@ fn a_voter_whose_log_is_lost_is_replaced_under_a_new_number() {
 }
 
 #[test]
+fn a_new_voter_that_never_comes_stops_nobody() {
+    for seed in seeds(10) {
+        simulate(seed, |rt| async move {
+            let world = group(&rt, 2, tight(), 0).await;
+            world.propose_somewhere().await;
+            let leader = world.wait_leader().await;
+            // Of 1, 2, 8, 9, two that are not there would be no majority.
+            let change = leader.change_voters(set(&[1, 2, 8, 9]));
+            rt.timeout(Duration::from_secs(5), change).await.unwrap_err();
+            assert!(world.propose(&leader).await);
+            assert_eq!(leader.status().voters, set(&[1, 2]));
+            assert_eq!(leader.status().learners, set(&[8, 9]));
+            let back = leader.change_voters(set(&[1, 2]));
+            rt.timeout(Duration::from_secs(5), back).await.unwrap().unwrap();
+            assert_eq!(leader.status().learners, set(&[]));
+            assert!(world.read(leader.number()).await);
+            world.check();
+        });
+    }
+}
+
+#[test]
 fn one_barrier_serves_all_who_wait_and_one_record_all_proposals() {
     let ((), _) = simulate(1, |rt| async move {
         let world = group(&rt, 3, Settings::default(), 0).await;

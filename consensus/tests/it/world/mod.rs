@@ -8,7 +8,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use bb_consensus::{
-    Consensus, Machine, Net, Recovered, Role, Settings, SnapshotRefused, VoterNumber,
+    Consensus, Machine, Net, Position, Recovered, Role, Settings, SnapshotRefused, VoterNumber,
 };
 use bb_runtime::{Executor, Rt};
 
@@ -56,7 +56,7 @@ pub struct ListMachine {
 }
 
 impl Machine for ListMachine {
-    fn apply(&mut self, index: u64, data: &[u8]) -> Vec<u8> {
+    fn apply(&mut self, Position { index, .. }: Position, data: &[u8]) -> Vec<u8> {
         if index <= self.last_index {
             self.truth.borrow_mut().complain(format!("{index} after {}", self.last_index));
         }
