@@ -16,15 +16,19 @@ const MAY_KNOW: &[(&str, &str)] = &[
     ("nvme", "runtime"),
     ("commitlog", "runtime nvme"),
     ("rdma-transport", "proto runtime"),
+    ("consensus", "proto runtime"),
     ("cluster", "proto runtime rdma-transport"),
     ("pgio", "proto runtime erasure rdma-transport cluster"),
-    ("server", "proto runtime erasure nvme commitlog rdma-transport cluster pgio"),
+    ("server", "proto runtime erasure nvme commitlog rdma-transport consensus cluster pgio"),
     ("client-lib", "proto runtime erasure rdma-transport cluster pgio"),
     ("fuse", "proto runtime client-lib"),
     ("cli", "proto runtime client-lib"),
     // Benchmarks measure the parts too, not only the client.
     ("bench", "proto runtime erasure nvme commitlog rdma-transport cluster pgio client-lib"),
-    ("sim", "proto runtime erasure nvme commitlog rdma-transport cluster pgio server client-lib"),
+    (
+        "sim",
+        "proto runtime erasure nvme commitlog rdma-transport consensus cluster pgio server client-lib",
+    ),
     ("xtask", ""),
 ];
 

@@ -1,0 +1,343 @@
+//! One fault at a time, each where it hurts most.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::world::{World, seeds, simulate, tight};
+use bb_consensus::{ChangeError, ProposeError, Role, Settings, VoterNumber};
+use bb_runtime::Rt;
+
+const fn v(number: u64) -> VoterNumber {
+    VoterNumber(number)
+}
+
+fn set(numbers: &[u64]) -> BTreeSet<VoterNumber> {
+    numbers.iter().map(|&number| v(number)).collect()
+}
+
+async fn group(rt: &Rt, count: u64, settings: Settings, padding: usize) -> Rc<World> {
+    let world = World::new(rt, settings, padding);
+    world.create(count).await;
+    world
+}
+
+fn others(world: &World, leader: VoterNumber) -> Vec<VoterNumber> {
+    world.up().into_iter().filter(|number| *number != leader).collect()
+}
+
+/// The leader and one follower with a slow disk acknowledge; that follower crashes at that moment,
+/// the leader too, and the follower decides with the third, which knows of nothing.
+async fn acknowledged_and_crashed(rt: Rt) -> Option<String> {
+    let world = group(&rt, 3, tight(), 0).await;
+    let leader = world.wait_leader().await;
+    world.propose_somewhere().await;
+    let [slow, away] = others(&world, leader.number())[..] else { panic!("three voters") };
+    for other in [leader.number(), slow] {
+        world.cut(other, away, true);
+    }
+    world.disks.borrow()[&slow].slow_us.set(100_000);
+    let acknowledged = world.propose(&leader).await;
+    world.crash(slow);
+    world.crash(leader.number());
+    world.heal();
+    world.start(slow);
+    if acknowledged {
+        world.propose_somewhere().await;
+        world.start(leader.number());
+        world.converge().await;
+    }
+    world.truth.borrow().broken.clone()
+}
+
+#[test]
+fn what_was_acknowledged_survives_the_crash_of_all_that_acknowledged_it() {
+    for seed in seeds(20) {
+        assert_eq!(simulate(seed, acknowledged_and_crashed).0, None, "seed {seed}");
+    }
+}
+
+/// A voter helps one candidate to be elected, crashes, and is asked by the other one.
+async fn voted_and_crashed(rt: Rt) -> Option<String> {
+    let world = World::new(&rt, tight(), 0);
+    world.create(3).await;
+    world.cut(v(1), v(2), true);
+    world.cut(v(2), v(3), true);
+    world.disks.borrow()[&v(3)].slow_us.set(100_000);
+    while world.get(v(1)).is_none_or(|first| first.role() != Role::Leader) {
+        if world.get(v(3)).is_some_and(|third| third.role() == Role::Leader) {
+            return None;
+        }
+        rt.sleep(Duration::from_micros(200)).await;
+    }
+    world.crash(v(3));
+    world.cut(v(1), v(3), true);
+    world.cut(v(2), v(3), false);
+    world.start(v(3));
+    rt.sleep(Duration::from_secs(5)).await;
+    world.truth.borrow().broken.clone()
+}
+
+#[test]
+fn a_voter_that_restarts_does_not_vote_twice_in_a_term() {
+    for seed in seeds(20) {
+        assert_eq!(simulate(seed, voted_and_crashed).0, None, "seed {seed}");
+    }
+}
+
+/// A leader is cut off and does not know; the others go on.
+async fn deposed(rt: Rt) -> Option<String> {
+    let world = group(&rt, 3, tight(), 0).await;
+    let old = world.wait_leader().await;
+    world.propose_somewhere().await;
+    assert!(world.read(old.number()).await);
+    for other in others(&world, old.number()) {
+        world.cut(old.number(), other, true);
+    }
+    let mut answered = 0;
+    for _ in 0..400 {
+        rt.sleep(Duration::from_millis(10)).await;
+        let reading = world.clone();
+        let number = old.number();
+        rt.spawn(async move {
+            reading.read(number).await;
+        });
+        let current = world.leader().filter(|leader| leader.number() != number);
+        if let Some(current) = current {
+            answered += u64::from(world.propose(&current).await);
+        }
+    }
+    assert!(answered > 50, "{answered}");
+    assert_ne!(old.role(), Role::Leader, "a leader without a quorum gives up");
+    assert!(old.read_barrier().await.is_err());
+    world.truth.borrow().broken.clone()
+}
+
+#[test]
+fn a_deposed_leader_answers_no_barrier() {
+    for seed in seeds(10) {
+        assert_eq!(simulate(seed, deposed).0, None, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_follower_far_behind_gets_a_snapshot_of_several_frames() {
+    for seed in seeds(5) {
+        simulate(seed, |rt| async move {
+            let settings =
+                Settings { checkpoint_entries: 40, keep_entries: 10, ..Settings::default() };
+            let frame = settings.message_bytes_max;
+            let world = group(&rt, 3, settings, 3 << 20).await;
+            let leader = world.wait_leader().await;
+            let behind = others(&world, leader.number())[0];
+            world.crash(behind);
+            for _ in 0..200 {
+                world.propose_somewhere().await;
+            }
+            assert!(leader.status().checkpoint > 100);
+            world.loss_percent.set(10);
+            world.largest.set(0);
+            world.start(behind);
+            rt.timeout(Duration::from_secs(20), world.converge()).await.unwrap();
+            assert!(world.largest.get() > frame / 2, "in pieces");
+            world.check();
+        });
+    }
+}
+
+#[test]
+fn all_voters_are_replaced_and_the_leader_leaves_last() {
+    for seed in seeds(20) {
+        simulate(seed, |rt| async move {
+            let world = group(&rt, 3, tight(), 0).await;
+            for _ in 0..60 {
+                world.propose_somewhere().await;
+            }
+            for number in 4..=6 {
+                world.start(v(number));
+            }
+            let leader = world.wait_leader().await;
+            let wanted = set(&[4, 5, 6]);
+            let change = leader.change_voters(wanted.clone());
+            rt.timeout(Duration::from_secs(10), change).await.unwrap().unwrap();
+            let changed = rt.now();
+            assert_ne!(leader.role(), Role::Leader);
+            while world.leader().is_none_or(|leader| !wanted.contains(&leader.number())) {
+                rt.sleep(Duration::from_millis(1)).await;
+            }
+            // Named by the old leader: nobody waited for an election timeout.
+            assert!(rt.now().since(changed) < Duration::from_millis(500));
+            for number in 1..=3 {
+                world.crash(v(number));
+            }
+            world.propose_somewhere().await;
+            assert_eq!(world.wait_leader().await.status().voters, wanted);
+            world.converge().await;
+            world.check();
+        });
+    }
+}
+
+#[test]
+fn a_voter_whose_log_is_lost_is_replaced_under_a_new_number() {
+    for seed in seeds(10) {
+        simulate(seed, |rt| async move {
+            let world = group(&rt, 3, tight(), 0).await;
+            for _ in 0..30 {
+                world.propose_somewhere().await;
+            }
+            world.crash(v(2));
+            world.disks.borrow_mut().remove(&v(2));
+            world.start(v(9));
+            loop {
+                let leader = world.wait_leader().await;
+                match leader.change_voters(set(&[1, 3, 9])).await {
+                    Ok(()) => break,
+                    Err(ChangeError::NotLeader(_)) => rt.sleep(Duration::from_millis(50)).await,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            world.converge().await;
+            world.check();
+        });
+    }
+}
+
+#[test]
+fn a_new_voter_that_never_comes_stops_nobody() {
+    for seed in seeds(10) {
+        simulate(seed, |rt| async move {
+            let world = group(&rt, 2, tight(), 0).await;
+            world.propose_somewhere().await;
+            let leader = world.wait_leader().await;
+            // Of 1, 2, 8, 9, two that are not there would be no majority.
+            let change = leader.change_voters(set(&[1, 2, 8, 9]));
+            rt.timeout(Duration::from_secs(5), change).await.unwrap_err();
+            assert!(world.propose(&leader).await);
+            assert_eq!(leader.status().voters, set(&[1, 2]));
+            assert_eq!(leader.status().learners, set(&[8, 9]));
+            let back = leader.change_voters(set(&[1, 2]));
+            rt.timeout(Duration::from_secs(5), back).await.unwrap().unwrap();
+            assert_eq!(leader.status().learners, set(&[]));
+            assert!(world.read(leader.number()).await);
+            world.check();
+        });
+    }
+}
+
+#[test]
+fn one_barrier_serves_all_who_wait_and_one_record_all_proposals() {
+    let ((), _) = simulate(1, |rt| async move {
+        let world = group(&rt, 3, Settings::default(), 0).await;
+        world.propose_somewhere().await;
+        let leader = world.wait_leader().await;
+        rt.sleep(Duration::from_millis(205)).await;
+        let before = world.messages.get();
+        let barriers = (0..1000).map(|_| leader.read_barrier());
+        for outcome in futures_util::future::join_all(barriers).await {
+            outcome.unwrap();
+        }
+        // One or two rounds, and perhaps a heartbeat in between.
+        assert!(world.messages.get() - before <= 16, "{}", world.messages.get() - before);
+        let disk = world.disks.borrow()[&leader.number()].clone();
+        let before = disk.appends.get();
+        let proposals = (0..1000).map(|_| world.propose(&leader));
+        assert!(futures_util::future::join_all(proposals).await.into_iter().all(|ok| ok));
+        assert!(disk.appends.get() - before <= 3, "{}", disk.appends.get() - before);
+        world.check();
+    });
+}
+
+#[test]
+fn a_single_voter_leads_at_once_and_after_a_restart_knows_everything() {
+    simulate(1, |rt| async move {
+        let world = group(&rt, 1, tight(), 0).await;
+        rt.timeout(Duration::from_millis(150), world.wait_leader()).await.unwrap();
+        for round in 0..5 {
+            for _ in 0..100 {
+                let leader = world.wait_leader().await;
+                assert!(world.propose(&leader).await);
+            }
+            world.crash(v(1));
+            world.start(v(1));
+            let leader = rt.timeout(Duration::from_millis(150), world.wait_leader()).await.unwrap();
+            assert!(world.read(v(1)).await, "round {round}");
+            assert!(leader.leading_since().is_some());
+            assert!(leader.status().memory_bytes < 100_000);
+        }
+        assert_eq!(world.truth.borrow().acknowledged, 500);
+        world.check();
+    });
+}
+
+#[test]
+fn who_is_no_leader_says_so_and_names_the_leader() {
+    simulate(1, |rt| async move {
+        let world = group(&rt, 3, tight(), 0).await;
+        world.propose_somewhere().await;
+        let leader = world.wait_leader().await;
+        world.converge().await;
+        let follower = world.get(others(&world, leader.number())[0]).unwrap();
+        let hint = Some(leader.number());
+        assert_eq!(follower.read_barrier().await.unwrap_err().hint, hint);
+        let refused = follower.propose(vec![1; 8]).await.unwrap_err();
+        assert!(matches!(refused, ProposeError::NotLeader(it) if it.hint == hint));
+        let refused = follower.change_voters(set(&[1])).await.unwrap_err();
+        assert!(matches!(refused, ChangeError::NotLeader(it) if it.hint == hint));
+        let too_large = leader.propose(vec![1; 1001]).await.unwrap_err();
+        assert_eq!(too_large, ProposeError::Size { bytes: 1001, max: 1000 });
+        assert!(leader.propose(Vec::new()).await.is_err());
+        assert!(leader.change_voters(BTreeSet::new()).await.is_err());
+    });
+}
+
+#[test]
+fn an_idle_group_is_cheap() {
+    simulate(1, |rt| async move {
+        let world = group(&rt, 3, Settings::default(), 0).await;
+        world.propose_somewhere().await;
+        world.converge().await;
+        let (before, begin) = (world.messages.get(), std::time::Duration::from_secs(100));
+        let appends = world.disks.borrow()[&v(1)].appends.get();
+        rt.sleep(begin).await;
+        let per_second = (world.messages.get() - before) as f64 / begin.as_secs_f64();
+        println!("messages per second of the whole group: {per_second}");
+        assert!(per_second <= 21.0, "{per_second}");
+        assert_eq!(world.disks.borrow()[&v(1)].appends.get(), appends, "idle, and writes");
+        let status = world.wait_leader().await.status();
+        assert!(status.memory_bytes < 10_000, "{status:?}");
+    });
+}
+
+/// Planted errors are found by the tests above.
+#[cfg(feature = "planted")]
+mod planted {
+    use super::*;
+    use bb_consensus::planted;
+
+    fn found<F: Future<Output = Option<String>>>(plant: fn(bool), run: fn(Rt) -> F) {
+        plant(true);
+        let found = (0..20).find_map(|seed| {
+            // The library's own assertions may be the ones to find it.
+            let run = std::panic::catch_unwind(|| simulate(seed, run).0);
+            run.unwrap_or_else(|_| Some("panic".to_owned()))
+        });
+        plant(false);
+        println!("{}", found.expect("the planted error is not found"));
+    }
+
+    #[test]
+    fn an_answer_before_it_is_durable_is_found() {
+        found(planted::send_before_persist, acknowledged_and_crashed);
+    }
+
+    #[test]
+    fn a_vote_that_is_forgotten_is_found() {
+        found(planted::forget_vote, voted_and_crashed);
+    }
+
+    #[test]
+    fn a_barrier_without_a_quorum_is_found() {
+        found(planted::barrier_without_quorum, deposed);
+    }
+}
