@@ -14,7 +14,7 @@ use crate::client::{Client, Inner};
 use crate::error::{Error, Result};
 use crate::link::Ask;
 use crate::namespace::clean;
-use crate::node::{Node, Opened};
+use crate::node::{Asked, Node, Opened};
 
 /// An open file. Close it: what is dropped without is closed in the background, its errors lost.
 pub struct File {
@@ -39,6 +39,7 @@ impl Client {
         let dirty_before =
             if flags & libc::O_TRUNC == 0 { Vec::new() } else { self.inner.dirty_files() };
         let op = OpOpen { path: path.clone(), flags, mode };
+        let at = self.inner.rt().now();
         let reply = self.names(NamespaceOp::Open(op)).await?;
         let attributes =
             reply.attributes.ok_or_else(|| Error::Protocol("open without attributes".into()))?;
@@ -57,7 +58,7 @@ impl Client {
         let make = || Node::new(&handle, attributes.inode, &path, now);
         let node = self.inner.nodes.borrow_mut().entry(fid).or_insert_with(make).clone();
         let was_dirty = node.is_dirty() || dirty_before.contains(&fid);
-        let opened = node.opened(&handle, flags, &self.credentials);
+        let opened = node.opened(&handle, flags, &self.credentials, &Asked { at, now });
         // Close-to-open: what was known before this open may be out of date.
         node.maps.borrow_mut().forget();
         node.size_asked.set(now);
@@ -328,7 +329,7 @@ async fn close(inner: Rc<Inner>, node: Rc<Node>, opened: Rc<Opened>) -> Result<(
     match told {
         Ok(_) => {
             if raise >= node.reached.get() {
-                node.saw_size(node.size_acknowledged.get().max(raise));
+                node.raised(raise, inner.rt().now());
             }
             Ok(())
         }
@@ -371,11 +372,13 @@ impl Inner {
     pub async fn ask_size(self: &Rc<Self>, node: &Rc<Node>) -> Result<FileState> {
         let body = FileStat { fid: node.fid.into(), counts: false, truncates_after: None };
         let ask = Ask::new(Kind::FileStat, meta::encode(&body));
+        let at = self.rt().now();
         let answer = self.link.ask(self.record_partition(node.fid), &ask).await?;
         let state: FileState = meta::decode(&answer.body)?;
-        node.size_asked.set(self.rt().now());
+        let now = self.rt().now();
+        node.size_asked.set(now);
         if state.known {
-            node.saw_state(&state);
+            node.saw_state(&state, &Asked { at, now });
         }
         Ok(state)
     }
@@ -409,10 +412,11 @@ impl Inner {
                 mtime_ns: node.mtime_ns.get(),
             });
             let ask = Ask::new(Kind::FileSize, body);
+            let at = self.rt().now();
             match self.link.ask(self.record_partition(node.fid), &ask).await {
                 Ok(answer) => {
                     let state: FileState = meta::decode(&answer.body)?;
-                    node.saw_state(&state);
+                    node.saw_state(&state, &Asked { at, now: self.rt().now() });
                     return Ok(state);
                 }
                 Err(error) if self.renewed(&error, node, capability.session).await => {}

@@ -11,7 +11,7 @@ use bb_proto::meta::{
 use crate::client::{Client, Inner};
 use crate::error::{Error, Result};
 use crate::link::Ask;
-use crate::node::Node;
+use crate::node::{Asked, Node};
 
 /// What open(2) takes of a path, and what a frame's body certainly holds.
 const PATH_BYTES_MAX: usize = 4095;
@@ -63,6 +63,7 @@ impl Client {
     }
 
     async fn stat_op(&self, op: OpPath) -> Result<Attributes> {
+        let at = self.inner.rt().now();
         let reply = self.names(NamespaceOp::Stat(op)).await?;
         let mut attributes = reply.attributes.ok_or_else(|| missing("attributes"))?;
         let nodes = self.inner.nodes.borrow();
@@ -70,6 +71,10 @@ impl Client {
             // What was written within an earlier, larger size counts as well: somebody else may
             // have cut the file since.
             attributes.size = attributes.size.max(node.reached.get()).max(node.dirty_end());
+            // And what the cluster has taken over from it while the answer was on its way.
+            if node.is_overtaken(&Asked { at, now: at }) {
+                attributes.size = attributes.size.max(node.size());
+            }
             attributes.mtime_ns = attributes.mtime_ns.max(node.mtime_ns.get());
         }
         Ok(attributes)
@@ -267,13 +272,14 @@ impl Inner {
             let flags = opened.flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
             let path = node.path.borrow().clone();
             let op = NamespaceOp::Open(OpOpen { path, flags, mode: 0 });
+            let at = self.rt().now();
             let reply = self.names_once(&opened.credentials, op).await?;
             match reply.file {
                 Some(handle) if bb_proto::Capability::from(&handle.capability).fid == node.fid => {
                     let capability = bb_proto::Capability::from(&handle.capability);
                     opened.capability.set(capability);
                     opened.open_id.set(handle.open_id);
-                    node.adopt(&capability, &handle);
+                    node.adopt(&capability, &handle, &Asked { at, now: self.rt().now() });
                 }
                 _ => return Err(Error::errno_of(libc::ESTALE, "another file has the name now")),
             }

@@ -32,6 +32,9 @@ pub(crate) struct Node {
     pub reached: Cell<u64>,
     /// When the acknowledged size was last asked for.
     pub size_asked: Cell<bb_runtime::Instant>,
+    /// When the cluster last said anything about the size. What was asked before then may say less
+    /// than it: answers overtake each other.
+    pub size_answered: Cell<bb_runtime::Instant>,
     /// Time of the last write that the cluster was not told yet, 0 for none.
     pub mtime_ns: Cell<i64>,
     pub named_durably: Cell<bool>,
@@ -54,6 +57,12 @@ pub(crate) struct Opened {
     pub flags: i32,
     /// As whom it was opened, and is opened again in another session.
     pub credentials: Rc<Credentials>,
+}
+
+/// When something was asked, and when the answer came.
+pub(crate) struct Asked {
+    pub at: bb_runtime::Instant,
+    pub now: bb_runtime::Instant,
 }
 
 /// A parity group that is being filled.
@@ -156,6 +165,7 @@ impl Node {
             size_acknowledged: Cell::new(handle.size),
             reached: Cell::new(0),
             size_asked: Cell::new(now),
+            size_answered: Cell::new(now),
             mtime_ns: Cell::new(0),
             named_durably: Cell::new(false),
             runs: RefCell::new(whole_runs(handle).collect()),
@@ -173,6 +183,7 @@ impl Node {
         handle: &FileHandle,
         flags: i32,
         credentials: &Rc<Credentials>,
+        asked: &Asked,
     ) -> Rc<Opened> {
         let capability = Capability::from(&handle.capability);
         let opened = Rc::new(Opened {
@@ -181,18 +192,18 @@ impl Node {
             flags,
             credentials: credentials.clone(),
         });
-        self.adopt(&capability, handle);
+        self.adopt(&capability, handle, asked);
         self.opens.borrow_mut().push(opened.clone());
         opened
     }
 
     /// Takes over what the server says at an open.
-    pub fn adopt(&self, capability: &Capability, handle: &FileHandle) {
+    pub fn adopt(&self, capability: &Capability, handle: &FileHandle, asked: &Asked) {
         if capability.rights.allows(Rights::WRITE) {
             self.write_capability.set(*capability);
         }
         self.runs.borrow_mut().extend(whole_runs(handle));
-        self.saw_epoch(TruncateEpoch(handle.epoch), handle.size);
+        self.saw_epoch(TruncateEpoch(handle.epoch), handle.size, asked);
     }
 
     /// Size as this client sees it.
@@ -207,9 +218,15 @@ impl Node {
         }
     }
 
+    /// The cluster has taken over that this client wrote up to `end`.
+    pub fn raised(&self, end: u64, now: bb_runtime::Instant) {
+        self.size_answered.set(now);
+        self.saw_size(self.size_acknowledged.get().max(end));
+    }
+
     /// The cluster says how large the file is. What was written within an earlier, larger size
     /// counts beyond this one.
-    pub fn saw_size(&self, size: u64) {
+    fn saw_size(&self, size: u64) {
         self.size_acknowledged.set(size);
         let reached = self.reached.get().max(self.dirty_end());
         self.reached.set(if reached > size { reached } else { 0 });
@@ -217,18 +234,29 @@ impl Node {
 
     /// The file record says this. A newer epoch: somebody cut the file meanwhile, and what was
     /// acknowledged before no longer makes it longer.
-    pub fn saw_state(&self, state: &FileState) {
-        self.saw_epoch(TruncateEpoch(state.epoch), state.size);
+    pub fn saw_state(&self, state: &FileState, asked: &Asked) {
+        self.saw_epoch(TruncateEpoch(state.epoch), state.size, asked);
     }
 
-    fn saw_epoch(&self, epoch: TruncateEpoch, size: u64) {
+    fn saw_epoch(&self, epoch: TruncateEpoch, size: u64, asked: &Asked) {
         if epoch > self.epoch.get() {
             self.epoch.set(epoch);
             self.maps.borrow_mut().forget();
             self.cut_to(size);
+        } else if epoch == self.epoch.get() {
+            // Said before the size that this client knows, perhaps: no reason to make it smaller.
+            let known = self.size_acknowledged.get();
+            self.saw_size(if self.is_overtaken(asked) { size.max(known) } else { size });
         } else {
-            self.saw_size(size);
+            // Said before a cut that this client has heard of.
+            return;
         }
+        self.size_answered.set(asked.now);
+    }
+
+    /// True if something was said about the size since that was asked.
+    pub fn is_overtaken(&self, asked: &Asked) -> bool {
+        self.size_answered.get() >= asked.at
     }
 
     /// The file was cut: only what is written since counts beyond.
@@ -354,6 +382,46 @@ pub(crate) fn by_region(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn at(millis: u64) -> bb_runtime::Instant {
+        bb_runtime::Instant::default() + std::time::Duration::from_millis(millis)
+    }
+
+    fn node(size: u64) -> Rc<Node> {
+        Node::new(&FileHandle { epoch: 5, size, region_log2: 20, ..handle() }, 1, b"/f", at(0))
+    }
+
+    fn handle() -> FileHandle {
+        let rights = Rights::WRITE;
+        let capability =
+            Capability { session: SessionId(1), fid: Fid(7), rights, signature: [0; 16] };
+        FileHandle { capability: (&capability).into(), ..FileHandle::default() }
+    }
+
+    fn said(epoch: u64, size: u64) -> FileState {
+        FileState { epoch, size, ..FileState::default() }
+    }
+
+    #[test]
+    fn an_answer_that_was_overtaken_does_not_take_back_what_this_client_wrote() {
+        let node = node(100);
+        node.reach(300);
+        // A stat is asked; before its answer the size is raised, and that is answered.
+        node.raised(300, at(20));
+        node.saw_state(&said(5, 100), &Asked { at: at(10), now: at(30) });
+        assert_eq!(node.size(), 300);
+        // Asked after it: somebody made the file smaller behind our back.
+        node.saw_state(&said(5, 200), &Asked { at: at(40), now: at(50) });
+        assert_eq!(node.size(), 200);
+    }
+
+    #[test]
+    fn an_answer_from_before_a_known_truncate_does_not_bring_the_old_size_back() {
+        let node = node(100);
+        node.saw_state(&said(6, 10), &Asked { at: at(10), now: at(20) });
+        node.saw_state(&said(5, 100), &Asked { at: at(5), now: at(30) });
+        assert_eq!((node.size(), node.epoch.get()), (10, TruncateEpoch(6)));
+    }
 
     #[test]
     fn an_open_file_without_dirty_data_costs_less_than_a_kib() {

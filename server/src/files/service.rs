@@ -151,7 +151,10 @@ impl FileService {
                 break id;
             }
         };
-        self.opens.add(fid, open_id, Open { session, rights });
+        // The request may have waited long for the file's turn: longer than its session lived.
+        if !self.opens.add(fid, open_id, Open { session, rights }) {
+            return Err(session_ended());
+        }
         let capability = Capability { session, fid, rights, signature: [0; 16] };
         Ok(FileHandle {
             capability: (&capability).into(),
@@ -182,7 +185,9 @@ impl FileService {
         };
         if ask.open_id != 0 && !close {
             let open = Open { session: capability.session, rights: capability.rights };
-            self.opens.add(fid, ask.open_id, open);
+            if !self.opens.add(fid, ask.open_id, open) {
+                return Err(session_ended());
+            }
         }
         if ask.durable_name {
             let named = self.parts.bfs.fsync_name(&self.binding(&record.key)).await;
@@ -319,7 +324,7 @@ impl FileService {
     /// can't say any more how far it wrote.
     async fn end_session(self: &Rc<Self>, partition: &Rc<Partition>, session: SessionId) {
         let here = |fid| self.parts.partition_of(fid, RegionIndex(0)) == partition.id();
-        for (fid, wrote) in self.opens.end_session(session, here) {
+        for (fid, wrote) in self.opens.end_session(session, self.parts.rt.now(), here) {
             if let Err(failure) = self.end_open(partition, fid, wrote).await {
                 tracing::warn!(%fid, %failure, "size after a dead session is not known");
             }
@@ -358,6 +363,11 @@ impl FileService {
 /// The file is not known here.
 pub(super) fn stale() -> Failure {
     Failure::new(Code::StaleFile, "the file is not known here")
+}
+
+/// The session that holds the file open is over: its client opens another.
+fn session_ended() -> Failure {
+    Failure::new(Code::NoSession, "the session has ended")
 }
 
 /// Rule 17. What only servers hold is believed to servers only.

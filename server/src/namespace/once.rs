@@ -3,7 +3,8 @@
 use std::rc::Rc;
 
 use bb_proto::meta::{
-    Attributes, Binding, Credentials, Namespace as Request, NamespaceOp, NamespaceReply, OpTwo,
+    Attributes, Binding, Credentials, Namespace as Request, NamespaceOp, NamespaceReply, OpMode,
+    OpOpen, OpTwo,
 };
 use bb_proto::{ClientSequence, Code, Failure, Fid, SessionId};
 
@@ -120,7 +121,9 @@ impl WriteThrough {
         });
     }
 
-    /// Identities of what the operation removes or moves.
+    /// Identities of what the operation removes or moves. What is to be made must not be there:
+    /// found in doubt after a restart, something empty that is a little older than the intent could
+    /// not be told from what the intent made. A look more for each mkdir and each exclusive create.
     async fn find_victims(
         &self,
         request: &Request,
@@ -138,6 +141,13 @@ impl WriteThrough {
                 };
                 (Some(source), victim)
             }
+            Some(
+                NamespaceOp::Mkdir(OpMode { path, .. }) | NamespaceOp::Open(OpOpen { path, .. }),
+            ) => match self.ours(look(path).await).await {
+                Ok(_) => return Err(Failure::errno(libc::EEXIST, "")),
+                Err(failure) if failure.errno == libc::ENOENT => (None, None),
+                Err(failure) => return Err(failure),
+            },
             _ => (None, None),
         })
     }

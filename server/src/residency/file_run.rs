@@ -193,7 +193,9 @@ impl Residency {
         };
         let (from, to) = (index(first)?, index(end - 1)?);
         for run in from / RUN_REGIONS..=to / RUN_REGIONS {
-            self.change_file(job, FileChange::Register { run, regions: RUN_REGIONS }).await?;
+            // No more than there are: every count, truncate and drop of the file asks them all.
+            let regions = (to - run * RUN_REGIONS + 1).min(RUN_REGIONS);
+            self.change_file(job, FileChange::Register { run, regions }).await?;
         }
         let regions: Vec<RegionIndex> = (from..=to).map(RegionIndex).collect();
         self.run_regions(job, &regions).await?;
