@@ -267,13 +267,14 @@ impl Inner {
             let flags = opened.flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
             let path = node.path.borrow().clone();
             let op = NamespaceOp::Open(OpOpen { path, flags, mode: 0 });
+            let asked = self.rt().now();
             let reply = self.names_once(&opened.credentials, op).await?;
             match reply.file {
                 Some(handle) if bb_proto::Capability::from(&handle.capability).fid == node.fid => {
                     let capability = bb_proto::Capability::from(&handle.capability);
                     opened.capability.set(capability);
                     opened.open_id.set(handle.open_id);
-                    node.adopt(&capability, &handle);
+                    node.adopt(&capability, &handle, asked, self.rt().now());
                 }
                 _ => return Err(Error::errno_of(libc::ESTALE, "another file has the name now")),
             }

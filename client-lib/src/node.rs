@@ -9,7 +9,7 @@ use std::rc::Rc;
 use bb_proto::meta::{Credentials, FileHandle, FileState};
 use bb_proto::{Capability, Fid, Fragment, RegionIndex, Rights, SessionId, TruncateEpoch};
 use bb_runtime::sync::{Notify, Permit};
-use bb_runtime::{Buf, BufMut};
+use bb_runtime::{Buf, BufMut, Instant};
 
 use crate::error::{Error, Result};
 use crate::maps::MapPages;
@@ -31,7 +31,9 @@ pub(crate) struct Node {
     /// End of the furthest write that the acknowledged size does not cover yet; else 0.
     pub reached: Cell<u64>,
     /// When the acknowledged size was last asked for.
-    pub size_asked: Cell<bb_runtime::Instant>,
+    pub size_asked: Cell<Instant>,
+    /// When the cluster last said it.
+    pub size_heard: Cell<Instant>,
     /// Time of the last write that the cluster was not told yet, 0 for none.
     pub mtime_ns: Cell<i64>,
     pub named_durably: Cell<bool>,
@@ -143,7 +145,7 @@ fn whole_runs(handle: &FileHandle) -> impl Iterator<Item = (u32, u32)> + '_ {
 }
 
 impl Node {
-    pub fn new(handle: &FileHandle, inode: u64, path: &[u8], now: bb_runtime::Instant) -> Rc<Self> {
+    pub fn new(handle: &FileHandle, inode: u64, path: &[u8], now: Instant) -> Rc<Self> {
         let capability = Capability::from(&handle.capability);
         Rc::new(Self {
             fid: capability.fid,
@@ -156,6 +158,7 @@ impl Node {
             size_acknowledged: Cell::new(handle.size),
             reached: Cell::new(0),
             size_asked: Cell::new(now),
+            size_heard: Cell::new(now),
             mtime_ns: Cell::new(0),
             named_durably: Cell::new(false),
             runs: RefCell::new(whole_runs(handle).collect()),
@@ -173,6 +176,8 @@ impl Node {
         handle: &FileHandle,
         flags: i32,
         credentials: &Rc<Credentials>,
+        asked: Instant,
+        now: Instant,
     ) -> Rc<Opened> {
         let capability = Capability::from(&handle.capability);
         let opened = Rc::new(Opened {
@@ -181,18 +186,24 @@ impl Node {
             flags,
             credentials: credentials.clone(),
         });
-        self.adopt(&capability, handle);
+        self.adopt(&capability, handle, asked, now);
         self.opens.borrow_mut().push(opened.clone());
         opened
     }
 
     /// Takes over what the server says at an open.
-    pub fn adopt(&self, capability: &Capability, handle: &FileHandle) {
+    pub fn adopt(
+        &self,
+        capability: &Capability,
+        handle: &FileHandle,
+        asked: Instant,
+        now: Instant,
+    ) {
         if capability.rights.allows(Rights::WRITE) {
             self.write_capability.set(*capability);
         }
         self.runs.borrow_mut().extend(whole_runs(handle));
-        self.saw_epoch(TruncateEpoch(handle.epoch), handle.size);
+        self.saw_epoch(TruncateEpoch(handle.epoch), handle.size, asked, now);
     }
 
     /// Size as this client sees it.
@@ -215,19 +226,35 @@ impl Node {
         self.reached.set(if reached > size { reached } else { 0 });
     }
 
-    /// The file record says this. A newer epoch: somebody cut the file meanwhile, and what was
-    /// acknowledged before no longer makes it longer.
-    pub fn saw_state(&self, state: &FileState) {
-        self.saw_epoch(TruncateEpoch(state.epoch), state.size);
+    /// The file record says this, to what was asked at `asked`. A newer epoch: somebody cut the
+    /// file meanwhile, and what was acknowledged before no longer makes it longer.
+    pub fn saw_state(&self, state: &FileState, asked: Instant, now: Instant) {
+        self.saw_epoch(TruncateEpoch(state.epoch), state.size, asked, now);
     }
 
-    fn saw_epoch(&self, epoch: TruncateEpoch, size: u64) {
+    fn saw_epoch(&self, epoch: TruncateEpoch, size: u64, asked: Instant, now: Instant) {
         if epoch > self.epoch.get() {
             self.epoch.set(epoch);
             self.maps.borrow_mut().forget();
             self.cut_to(size);
-        } else {
+        } else if epoch < self.epoch.get() {
+            // From before a cut that is known here.
+            return;
+        } else if asked >= self.size_heard.get() {
             self.saw_size(size);
+        } else {
+            // Another answer came while this one was under way, and either may be the older. Of one
+            // epoch the larger is the newer.
+            self.saw_size(size.max(self.size_acknowledged.get()));
+        }
+        self.size_heard.set(now);
+    }
+
+    /// A raise of the size to `end`, asked for in `epoch`, was acknowledged.
+    pub fn raised(&self, epoch: TruncateEpoch, end: u64, now: Instant) {
+        if epoch == self.epoch.get() {
+            self.saw_size(self.size_acknowledged.get().max(end));
+            self.size_heard.set(now);
         }
     }
 

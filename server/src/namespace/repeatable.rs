@@ -7,7 +7,7 @@ use bb_proto::meta::{
 use bb_proto::{Capability, Code, Failure, Fid, Kind, Rights};
 
 use super::write_through::WriteThrough;
-use crate::bfs::{BfsError, Found, Times};
+use crate::bfs::{BfsError, Found, Times, confirmed};
 use crate::files::fid_of;
 use crate::files::peers::refusal;
 
@@ -17,10 +17,7 @@ const PAGE_ENTRIES: usize = 1000;
 impl WriteThrough {
     /// Rule 11: "no such file", or "file exists", counts only if this is the backing file system.
     pub(super) async fn sure<T>(&self, result: Result<T, BfsError>) -> Result<T, Failure> {
-        if let Err(BfsError::Errno(_)) = result {
-            self.parts.bfs.check().await.map_err(|error| refusal(&error))?;
-        }
-        result.map_err(|error| refusal(&error))
+        confirmed(&*self.parts.bfs, result).await.map_err(|error| refusal(&error))
     }
 
     /// And what is found counts only if it is on the backing file system, not beneath it.

@@ -116,11 +116,16 @@ impl WriteThrough {
             return self.begin(partition, number, request).await;
         }
         let result = self.repeatable(&request).await;
-        if let Some(answer) = final_answer(&result) {
+        self.remember(number, &result);
+        result
+    }
+
+    /// Keeps an answer that is not logged, against requests that arrive twice.
+    pub(super) fn remember(&self, number: Number, result: &Result<NamespaceReply, Failure>) {
+        if let Some(answer) = final_answer(result) {
             let mut answered = self.answered.borrow_mut();
             answered.entry(number.0).or_default().insert(number.1, answer);
         }
-        result
     }
 
     fn check_session(&self, partition: &Partition, session: SessionId) -> Result<(), Failure> {

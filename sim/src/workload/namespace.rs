@@ -64,7 +64,7 @@ impl Worker {
                 }
                 self.keep(id, file, flags, fresh);
             }
-            Err(error) => bench.failed("open", actor, &error, false),
+            Err(error) => self.failed("open", &error, false),
         }
         guard.done();
     }
@@ -90,7 +90,7 @@ impl Worker {
                 self.keep(id, file, flags, fresh);
                 guard.done();
             }
-            Err(error) => bench.failed("create", actor, &error, false),
+            Err(error) => self.failed("create", &error, false),
         }
     }
 
@@ -102,7 +102,7 @@ impl Worker {
         match self.process.client.open(path.as_bytes(), flags, 0o644).await {
             Ok(_) => bench.violation(format!("an exclusive create of {path} met no file")),
             Err(error) if error.errno() == libc::EEXIST => bench.count("create", "EEXIST"),
-            Err(error) => bench.failed("create", actor, &error, false),
+            Err(error) => self.failed("create", &error, false),
         }
         guard.done();
     }
@@ -126,7 +126,7 @@ impl Worker {
             }
             (Ok(_), None) => bench.violation(format!("stat of {} found a file", known.path)),
             (Err(error), None) if error.errno() == libc::ENOENT => bench.count("stat", "ENOENT"),
-            (Err(error), _) => bench.failed("stat", actor, &error, false),
+            (Err(error), _) => self.failed("stat", &error, false),
         }
         guard.done();
     }
@@ -151,7 +151,7 @@ impl Worker {
                 bench.count("unlink", "ENOENT");
                 guard.done();
             }
-            (Err(error), _) => bench.failed("unlink", actor, &error, false),
+            (Err(error), _) => self.failed("unlink", &error, false),
         }
     }
 
@@ -195,7 +195,7 @@ impl Worker {
                 bench.count("rename", "EEXIST");
                 guard.done();
             }
-            Err(error) => bench.failed("rename", actor, &error, false),
+            Err(error) => self.failed("rename", &error, false),
         }
     }
 
@@ -216,7 +216,7 @@ impl Worker {
                 bench.count("mkdir", "EEXIST");
                 guard.done();
             }
-            (Err(error), _) => bench.failed("mkdir", actor, &error, false),
+            (Err(error), _) => self.failed("mkdir", &error, false),
         }
     }
 
@@ -237,7 +237,7 @@ impl Worker {
                 bench.count("rmdir", "ENOENT");
                 guard.done();
             }
-            (Err(error), _) => bench.failed("rmdir", actor, &error, false),
+            (Err(error), _) => self.failed("rmdir", &error, false),
         }
     }
 
@@ -251,7 +251,7 @@ impl Worker {
         let (before, outages_before) = ((known(&bench.names), known(&bench.dirs)), outages());
         let entries = match self.process.client.readdir(b"/").await {
             Ok(entries) => entries,
-            Err(error) => return bench.failed("readdir", actor, &error, false),
+            Err(error) => return self.failed("readdir", &error, false),
         };
         bench.count("readdir", "ok");
         if outages() != outages_before {
