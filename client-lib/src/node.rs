@@ -20,7 +20,6 @@ use crate::ranges::subtract;
 pub(crate) struct Node {
     pub fid: Fid,
     pub region_log2: u32,
-    pub inode: u64,
     pub path: RefCell<Vec<u8>>,
     pub opens: RefCell<Vec<Rc<Opened>>>,
     /// Survives the close of the last writer, for commits without an answer.
@@ -145,12 +144,11 @@ fn whole_runs(handle: &FileHandle) -> impl Iterator<Item = (u32, u32)> + '_ {
 }
 
 impl Node {
-    pub fn new(handle: &FileHandle, inode: u64, path: &[u8], now: Instant) -> Rc<Self> {
+    pub fn new(handle: &FileHandle, path: &[u8], now: Instant) -> Rc<Self> {
         let capability = Capability::from(&handle.capability);
         Rc::new(Self {
             fid: capability.fid,
             region_log2: handle.region_log2,
-            inode,
             path: RefCell::new(path.to_vec()),
             opens: RefCell::default(),
             write_capability: Cell::new(capability),
@@ -387,5 +385,39 @@ mod tests {
         // Apart from its path and the pages of its fragment map.
         let bytes = size_of::<Node>() + size_of::<Opened>() + size_of::<crate::File>();
         assert!(bytes < 1024, "{bytes}");
+    }
+
+    #[test]
+    fn an_answer_that_was_overtaken_does_not_make_the_file_shorter() {
+        let capability = Capability {
+            session: SessionId(1),
+            fid: Fid(1),
+            rights: Rights::WRITE,
+            signature: [0; 16],
+        };
+        let handle = FileHandle {
+            capability: (&capability).into(),
+            region_log2: 26,
+            epoch: 5,
+            size: 0,
+            open_id: 1,
+            runs: Vec::new(),
+        };
+        let at = |ns| Instant::ZERO + std::time::Duration::from_nanos(ns);
+        let node = Node::new(&handle, b"/f", at(0));
+        let says = |epoch, size| FileState { epoch, size, ..FileState::default() };
+        node.reach(700);
+        // Asked before the raise, answered before it, and late.
+        node.raised(TruncateEpoch(5), 700, at(20));
+        node.saw_state(&says(5, 0), at(10), at(30));
+        assert_eq!(node.size(), 700);
+        // Asked since: somebody else's change.
+        node.saw_state(&says(5, 300), at(40), at(50));
+        assert_eq!(node.size(), 300);
+        // A cut, and what was said before it.
+        node.saw_state(&says(6, 100), at(60), at(70));
+        node.saw_state(&says(5, 300), at(65), at(80));
+        node.raised(TruncateEpoch(5), 900, at(90));
+        assert_eq!(node.size(), 100);
     }
 }

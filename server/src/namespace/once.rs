@@ -3,8 +3,8 @@
 use std::rc::Rc;
 
 use bb_proto::meta::{
-    Attributes, Binding, Credentials, Namespace as Request, NamespaceOp, NamespaceReply, OpMode, OpOpen,
-    OpTwo,
+    Attributes, Binding, Credentials, Namespace as Request, NamespaceOp, NamespaceReply, OpMode,
+    OpOpen, OpTwo,
 };
 use bb_proto::{ClientSequence, Code, Failure, Fid, SessionId};
 
@@ -88,6 +88,9 @@ impl WriteThrough {
             Ok(None) => self.execute(&intent).await,
             Err(failure) => Err(failure),
         };
+        let (session, sequence) = (number.0.0, number.1.0);
+        let failure = result.as_ref().err().map(|failure| failure.to_string());
+        tracing::debug!(session, sequence, failure, "an operation in doubt was looked at");
         self.end(partition, number, result).await
     }
 
@@ -150,15 +153,16 @@ impl WriteThrough {
                 };
                 (Some(source), victim)
             }
-            Some(NamespaceOp::Mkdir(OpMode { path, .. }) | NamespaceOp::Open(OpOpen { path, .. })) => {
-                match self.ours(look(path).await).await {
-                    Err(failure) if failure.errno == libc::ENOENT => (None, None),
-                    found => {
-                        found?;
-                        return Err(Failure::errno(libc::EEXIST, ""));
-                    }
+            Some(NamespaceOp::Open(op)) if !is_exclusive(op) => (None, None),
+            Some(
+                NamespaceOp::Mkdir(OpMode { path, .. }) | NamespaceOp::Open(OpOpen { path, .. }),
+            ) => match self.ours(look(path).await).await {
+                Err(failure) if failure.errno == libc::ENOENT => (None, None),
+                found => {
+                    found?;
+                    return Err(Failure::errno(libc::EEXIST, ""));
                 }
-            }
+            },
             _ => (None, None),
         })
     }
@@ -169,6 +173,8 @@ impl WriteThrough {
             Some(NamespaceOp::Unlink(op) | NamespaceOp::Rmdir(op)) => (&op.path, None),
             Some(NamespaceOp::Rename(op)) => (&op.from, None),
             Some(NamespaceOp::Mkdir(op)) => (&op.path, Some(None)),
+            // Opening again does no harm.
+            Some(NamespaceOp::Open(op)) if !is_exclusive(op) => return Ok(None),
             Some(NamespaceOp::Open(op)) => (&op.path, Some(Some(op))),
             _ => return Err(Failure::new(Code::Unsupported, "not an operation that is logged")),
         };
@@ -349,6 +355,10 @@ fn undecided(error: &BfsError) -> Failure {
         BfsError::Errno(_) => Failure::new(Code::Busy, format!("cannot look: {error}")),
         error => refusal(error),
     }
+}
+
+const fn is_exclusive(open: &OpOpen) -> bool {
+    open.flags & libc::O_EXCL != 0
 }
 
 fn is_doubtful(error: &BfsError) -> bool {

@@ -69,6 +69,8 @@ pub enum BfsFault {
     NoSpace,
     /// A call met something else than the file system.
     Unmounted,
+    /// It was mounted again.
+    CameBack,
 }
 
 struct Shared {
@@ -138,6 +140,9 @@ impl SimBfs {
 
     /// Takes it away, or brings it back.
     pub fn set_mounted(&self, mounted: bool) {
+        if mounted && !self.shared.mounted.replace(mounted) {
+            self.shared.met(BfsFault::CameBack);
+        }
         self.shared.mounted.set(mounted);
     }
 
@@ -208,6 +213,7 @@ impl Shared {
     }
 
     fn met(&self, fault: BfsFault) {
+        tracing::debug!(?fault, "a call of the backing file system");
         self.last.borrow_mut().insert(fault, self.rt.now());
     }
 

@@ -185,16 +185,20 @@ impl Bench {
         }
     }
 
-    /// True if the backing file system gave this answer to somebody since then, or was away. Of
-    /// what is not there the server says so, whatever lies beneath (rule 11).
+    /// True if the backing file system gave this answer to somebody since then, or was away. While
+    /// it is away the server says that, and not what lies beneath (rule 11); only where it came back
+    /// between a call and the look for the marker, the call's answer stands. (A real server resolves
+    /// names beneath a root that it holds, so that nothing beneath the mount can answer.)
     fn bfs_explains(&self, begun: Instant, error: &Error) -> bool {
         let met = |fault| self.world.bfs.has_met(fault, begun);
+        let came_back = met(BfsFault::Unmounted) && met(BfsFault::CameBack);
         match error {
             Error::Lost(_) | Error::Protocol(_) => false,
             error if error.is(Code::BfsUnavailable) => met(BfsFault::Unmounted),
             error => match error.errno() {
                 libc::EIO => met(BfsFault::IoError),
-                libc::ENOENT => met(BfsFault::Race),
+                libc::ENOENT => met(BfsFault::Race) || came_back,
+                libc::ESTALE => came_back,
                 libc::ENOSPC => met(BfsFault::NoSpace),
                 _ => false,
             },

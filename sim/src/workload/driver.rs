@@ -115,6 +115,10 @@ impl Worker {
         self.bench.world.draw(bound)
     }
 
+    pub(super) fn begun(&self) -> Instant {
+        self.begun.get()
+    }
+
     /// The operation failed: see [`Bench::failed`].
     pub(super) fn failed(&self, what: &'static str, error: &Error, gone: bool) {
         self.bench.failed(what, self.process.actor, self.begun.get(), error, gone);

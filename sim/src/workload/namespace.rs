@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::driver::{Handle, Worker};
 use super::names::NameGuard;
+use crate::bfs::BfsFault;
 
 impl Worker {
     fn pick<T: Copy>(&self, from: &[T]) -> T {
@@ -254,7 +255,8 @@ impl Worker {
             Err(error) => return self.failed("readdir", &error, false),
         };
         bench.count("readdir", "ok");
-        if outages() != outages_before {
+        let came_back = bench.world.bfs.has_met(BfsFault::CameBack, self.begun());
+        if came_back || outages() != outages_before {
             // It may have been away for the listing and back for the check.
             return;
         }
