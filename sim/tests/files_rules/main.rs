@@ -96,16 +96,15 @@ fn rule_8_a_failure_is_answered_as_it_was_also_when_it_would_succeed_now() {
     simulate(11, |world| async move {
         let client = world.session(1).await;
         client.op(mkdir("/d")).await.expect("mkdir");
-        for (op, errno) in
-            [(mkdir("/d"), libc::EEXIST), (NamespaceOp::Unlink(at("/f")), libc::ENOENT)]
-        {
-            let body = client.request(client.number(), op);
-            let ask = || world.ask(Kind::Namespace, client.home(), body.clone());
-            assert_eq!(ask().await.expect_err("first").errno, errno);
-            client.op(NamespaceOp::Rmdir(at("/d"))).await.ok();
-            client.open("/f", NEW).await.ok();
-            assert_eq!(ask().await.expect_err("late").errno, errno);
-        }
+        let mkdir_again = client.request(client.number(), mkdir("/d"));
+        let unlink = client.request(client.number(), NamespaceOp::Unlink(at("/f")));
+        let ask = |body: &Vec<u8>| world.ask(Kind::Namespace, client.home(), body.clone());
+        assert_eq!(ask(&mkdir_again).await.expect_err("is there").errno, libc::EEXIST);
+        assert_eq!(ask(&unlink).await.expect_err("is not there").errno, libc::ENOENT);
+        client.op(NamespaceOp::Rmdir(at("/d"))).await.expect("rmdir");
+        client.open("/f", NEW).await.expect("create");
+        assert_eq!(ask(&mkdir_again).await.expect_err("late").errno, libc::EEXIST);
+        assert_eq!(ask(&unlink).await.expect_err("late").errno, libc::ENOENT);
         assert!(world.bfs.files().contains_key(&b"/f"[..]));
     });
 }
