@@ -55,6 +55,7 @@ impl Worker {
         let fresh = bench.tick();
         // O_CREAT on what exists changes nothing.
         let create = if self.draw(3) == 0 { libc::O_CREAT } else { 0 };
+        let guard = if create == 0 { guard } else { guard.may_make() };
         bench.note(|| format!("c{} open {path} (f{id}) {flags:#o} as {cut:?}", actor.0));
         match self.process.client.open(path.as_bytes(), flags | create, 0o644).await {
             Ok(file) => {
@@ -64,10 +65,15 @@ impl Worker {
                     bench.model.borrow_mut().durable(id, cut);
                 }
                 self.keep(id, file, flags, fresh);
+                guard.done();
             }
-            Err(error) => self.failed("open", &error, false),
+            Err(error) => {
+                self.failed("open", &error, false);
+                if create == 0 {
+                    guard.done();
+                }
+            }
         }
-        guard.done();
     }
 
     fn keep(&self, id: u64, file: bb_client::File, flags: i32, fresh: crate::model::Moment) {
