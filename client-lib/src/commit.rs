@@ -75,7 +75,7 @@ impl Inner {
             let step = match self.link.ask_once(part.partition, &ask).await {
                 Ok(_) => {
                     if raise {
-                        node.raised(end, self.rt().now());
+                        node.raised(commit.epoch, end, self.rt().now());
                     }
                     return End::Done;
                 }

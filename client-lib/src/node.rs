@@ -9,7 +9,7 @@ use std::rc::Rc;
 use bb_proto::meta::{Credentials, FileHandle, FileState};
 use bb_proto::{Capability, Fid, Fragment, RegionIndex, Rights, SessionId, TruncateEpoch};
 use bb_runtime::sync::{Notify, Permit};
-use bb_runtime::{Buf, BufMut};
+use bb_runtime::{Buf, BufMut, Instant};
 
 use crate::error::{Error, Result};
 use crate::maps::MapPages;
@@ -20,7 +20,6 @@ use crate::ranges::subtract;
 pub(crate) struct Node {
     pub fid: Fid,
     pub region_log2: u32,
-    pub inode: u64,
     pub path: RefCell<Vec<u8>>,
     pub opens: RefCell<Vec<Rc<Opened>>>,
     /// Survives the close of the last writer, for commits without an answer.
@@ -31,10 +30,9 @@ pub(crate) struct Node {
     /// End of the furthest write that the acknowledged size does not cover yet; else 0.
     pub reached: Cell<u64>,
     /// When the acknowledged size was last asked for.
-    pub size_asked: Cell<bb_runtime::Instant>,
-    /// When the cluster last said anything about the size. What was asked before then may say less
-    /// than it: answers overtake each other.
-    pub size_answered: Cell<bb_runtime::Instant>,
+    pub size_asked: Cell<Instant>,
+    /// When the cluster last said it.
+    pub size_heard: Cell<Instant>,
     /// Time of the last write that the cluster was not told yet, 0 for none.
     pub mtime_ns: Cell<i64>,
     pub named_durably: Cell<bool>,
@@ -57,12 +55,6 @@ pub(crate) struct Opened {
     pub flags: i32,
     /// As whom it was opened, and is opened again in another session.
     pub credentials: Rc<Credentials>,
-}
-
-/// When something was asked, and when the answer came.
-pub(crate) struct Asked {
-    pub at: bb_runtime::Instant,
-    pub now: bb_runtime::Instant,
 }
 
 /// A parity group that is being filled.
@@ -152,12 +144,11 @@ fn whole_runs(handle: &FileHandle) -> impl Iterator<Item = (u32, u32)> + '_ {
 }
 
 impl Node {
-    pub fn new(handle: &FileHandle, inode: u64, path: &[u8], now: bb_runtime::Instant) -> Rc<Self> {
+    pub fn new(handle: &FileHandle, path: &[u8], now: Instant) -> Rc<Self> {
         let capability = Capability::from(&handle.capability);
         Rc::new(Self {
             fid: capability.fid,
             region_log2: handle.region_log2,
-            inode,
             path: RefCell::new(path.to_vec()),
             opens: RefCell::default(),
             write_capability: Cell::new(capability),
@@ -165,7 +156,7 @@ impl Node {
             size_acknowledged: Cell::new(handle.size),
             reached: Cell::new(0),
             size_asked: Cell::new(now),
-            size_answered: Cell::new(now),
+            size_heard: Cell::new(now),
             mtime_ns: Cell::new(0),
             named_durably: Cell::new(false),
             runs: RefCell::new(whole_runs(handle).collect()),
@@ -183,7 +174,8 @@ impl Node {
         handle: &FileHandle,
         flags: i32,
         credentials: &Rc<Credentials>,
-        asked: &Asked,
+        asked: Instant,
+        now: Instant,
     ) -> Rc<Opened> {
         let capability = Capability::from(&handle.capability);
         let opened = Rc::new(Opened {
@@ -192,18 +184,24 @@ impl Node {
             flags,
             credentials: credentials.clone(),
         });
-        self.adopt(&capability, handle, asked);
+        self.adopt(&capability, handle, asked, now);
         self.opens.borrow_mut().push(opened.clone());
         opened
     }
 
     /// Takes over what the server says at an open.
-    pub fn adopt(&self, capability: &Capability, handle: &FileHandle, asked: &Asked) {
+    pub fn adopt(
+        &self,
+        capability: &Capability,
+        handle: &FileHandle,
+        asked: Instant,
+        now: Instant,
+    ) {
         if capability.rights.allows(Rights::WRITE) {
             self.write_capability.set(*capability);
         }
         self.runs.borrow_mut().extend(whole_runs(handle));
-        self.saw_epoch(TruncateEpoch(handle.epoch), handle.size, asked);
+        self.saw_epoch(TruncateEpoch(handle.epoch), handle.size, asked, now);
     }
 
     /// Size as this client sees it.
@@ -218,12 +216,6 @@ impl Node {
         }
     }
 
-    /// The cluster has taken over that this client wrote up to `end`.
-    pub fn raised(&self, end: u64, now: bb_runtime::Instant) {
-        self.size_answered.set(now);
-        self.saw_size(self.size_acknowledged.get().max(end));
-    }
-
     /// The cluster says how large the file is. What was written within an earlier, larger size
     /// counts beyond this one.
     fn saw_size(&self, size: u64) {
@@ -232,31 +224,36 @@ impl Node {
         self.reached.set(if reached > size { reached } else { 0 });
     }
 
-    /// The file record says this. A newer epoch: somebody cut the file meanwhile, and what was
-    /// acknowledged before no longer makes it longer.
-    pub fn saw_state(&self, state: &FileState, asked: &Asked) {
-        self.saw_epoch(TruncateEpoch(state.epoch), state.size, asked);
+    /// The file record says this, to what was asked at `asked`. A newer epoch: somebody cut the
+    /// file meanwhile, and what was acknowledged before no longer makes it longer.
+    pub fn saw_state(&self, state: &FileState, asked: Instant, now: Instant) {
+        self.saw_epoch(TruncateEpoch(state.epoch), state.size, asked, now);
     }
 
-    fn saw_epoch(&self, epoch: TruncateEpoch, size: u64, asked: &Asked) {
+    fn saw_epoch(&self, epoch: TruncateEpoch, size: u64, asked: Instant, now: Instant) {
         if epoch > self.epoch.get() {
             self.epoch.set(epoch);
             self.maps.borrow_mut().forget();
             self.cut_to(size);
-        } else if epoch == self.epoch.get() {
-            // Said before the size that this client knows, perhaps: no reason to make it smaller.
-            let known = self.size_acknowledged.get();
-            self.saw_size(if self.is_overtaken(asked) { size.max(known) } else { size });
-        } else {
-            // Said before a cut that this client has heard of.
+        } else if epoch < self.epoch.get() {
+            // From before a cut that is known here.
             return;
+        } else if asked >= self.size_heard.get() {
+            self.saw_size(size);
+        } else {
+            // Another answer came while this one was under way, and either may be the older. Of one
+            // epoch the larger is the newer.
+            self.saw_size(size.max(self.size_acknowledged.get()));
         }
-        self.size_answered.set(asked.now);
+        self.size_heard.set(now);
     }
 
-    /// True if something was said about the size since that was asked.
-    pub fn is_overtaken(&self, asked: &Asked) -> bool {
-        self.size_answered.get() >= asked.at
+    /// A raise of the size to `end`, asked for in `epoch`, was acknowledged.
+    pub fn raised(&self, epoch: TruncateEpoch, end: u64, now: Instant) {
+        if epoch == self.epoch.get() {
+            self.saw_size(self.size_acknowledged.get().max(end));
+            self.size_heard.set(now);
+        }
     }
 
     /// The file was cut: only what is written since counts beyond.
@@ -383,50 +380,44 @@ pub(crate) fn by_region(
 mod tests {
     use super::*;
 
-    fn at(millis: u64) -> bb_runtime::Instant {
-        bb_runtime::Instant::default() + std::time::Duration::from_millis(millis)
-    }
-
-    fn node(size: u64) -> Rc<Node> {
-        Node::new(&FileHandle { epoch: 5, size, region_log2: 20, ..handle() }, 1, b"/f", at(0))
-    }
-
-    fn handle() -> FileHandle {
-        let rights = Rights::WRITE;
-        let capability =
-            Capability { session: SessionId(1), fid: Fid(7), rights, signature: [0; 16] };
-        FileHandle { capability: (&capability).into(), ..FileHandle::default() }
-    }
-
-    fn said(epoch: u64, size: u64) -> FileState {
-        FileState { epoch, size, ..FileState::default() }
-    }
-
-    #[test]
-    fn an_answer_that_was_overtaken_does_not_take_back_what_this_client_wrote() {
-        let node = node(100);
-        node.reach(300);
-        // A stat is asked; before its answer the size is raised, and that is answered.
-        node.raised(300, at(20));
-        node.saw_state(&said(5, 100), &Asked { at: at(10), now: at(30) });
-        assert_eq!(node.size(), 300);
-        // Asked after it: somebody made the file smaller behind our back.
-        node.saw_state(&said(5, 200), &Asked { at: at(40), now: at(50) });
-        assert_eq!(node.size(), 200);
-    }
-
-    #[test]
-    fn an_answer_from_before_a_known_truncate_does_not_bring_the_old_size_back() {
-        let node = node(100);
-        node.saw_state(&said(6, 10), &Asked { at: at(10), now: at(20) });
-        node.saw_state(&said(5, 100), &Asked { at: at(5), now: at(30) });
-        assert_eq!((node.size(), node.epoch.get()), (10, TruncateEpoch(6)));
-    }
-
     #[test]
     fn an_open_file_without_dirty_data_costs_less_than_a_kib() {
         // Apart from its path and the pages of its fragment map.
         let bytes = size_of::<Node>() + size_of::<Opened>() + size_of::<crate::File>();
         assert!(bytes < 1024, "{bytes}");
+    }
+
+    #[test]
+    fn an_answer_that_was_overtaken_does_not_make_the_file_shorter() {
+        let capability = Capability {
+            session: SessionId(1),
+            fid: Fid(1),
+            rights: Rights::WRITE,
+            signature: [0; 16],
+        };
+        let handle = FileHandle {
+            capability: (&capability).into(),
+            region_log2: 26,
+            epoch: 5,
+            size: 0,
+            open_id: 1,
+            runs: Vec::new(),
+        };
+        let at = |ns| Instant::ZERO + std::time::Duration::from_nanos(ns);
+        let node = Node::new(&handle, b"/f", at(0));
+        let says = |epoch, size| FileState { epoch, size, ..FileState::default() };
+        node.reach(700);
+        // Asked before the raise, answered before it, and late.
+        node.raised(TruncateEpoch(5), 700, at(20));
+        node.saw_state(&says(5, 0), at(10), at(30));
+        assert_eq!(node.size(), 700);
+        // Asked since: somebody else's change.
+        node.saw_state(&says(5, 300), at(40), at(50));
+        assert_eq!(node.size(), 300);
+        // A cut, and what was said before it.
+        node.saw_state(&says(6, 100), at(60), at(70));
+        node.saw_state(&says(5, 300), at(65), at(80));
+        node.raised(TruncateEpoch(5), 900, at(90));
+        assert_eq!(node.size(), 100);
     }
 }

@@ -19,6 +19,7 @@ use super::opens::{FileLocks, Open, Opens};
 use super::peers::{Parts, check_server, fid_of, refusal};
 use super::record::{FileRecord, HandleKey, RUN_REGIONS};
 use super::{FILE_BYTES_MAX, FileChange, FileMutation, FileOutcome, FileRefusal};
+use crate::bfs::confirmed;
 use crate::partition::table::FileRecords;
 use crate::partition::{Mutation, Partition};
 
@@ -191,6 +192,7 @@ impl FileService {
         }
         if ask.durable_name {
             let named = self.parts.bfs.fsync_name(&self.binding(&record.key)).await;
+            let named = confirmed(&*self.parts.bfs, named).await;
             named.map_err(|error| refusal(&error))?;
         }
         if ask.size > record.size || (ask.mtime_ns != 0 && ask.mtime_ns != record.mtime_ns) {
@@ -353,6 +355,7 @@ impl FileService {
     async fn read_guard_again(&self, partition: &Rc<Partition>, fid: Fid) -> Result<(), Failure> {
         let Some(record) = self.record(partition, fid) else { return Ok(()) };
         let found = self.parts.bfs.stat(&self.binding(&record.key)).await;
+        let found = confirmed(&*self.parts.bfs, found).await;
         let found = found.map_err(|error| refusal(&error))?;
         // The size is compared as before: only the time is ours.
         let guard = Guard { size: record.guard.size, mtime_ns: found.mtime_ns };

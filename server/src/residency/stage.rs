@@ -205,7 +205,7 @@ impl Residency {
         if wanted > 0 {
             buffer.set_len(wanted);
             let read = self.ctx.bfs.read(&job.order.binding, at, buffer).await;
-            let (filled, count) = read.map_err(|error| failures::of_bfs(&error, "read"))?;
+            let (filled, count) = failures::confirm(&*self.ctx.bfs, read, "read").await?;
             (buffer, got) = (filled, count.min(wanted));
         }
         buffer.set_len(block);
