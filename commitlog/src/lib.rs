@@ -35,6 +35,7 @@ pub use completion::Durable;
 pub use error::{LogError, LogErrorKind, ReplayError};
 pub use ids::{Class, ClusterUuid, LogIdentity, LogUuid, Lsn, Nonce, StreamId};
 pub use log::{Append, Log, LogStats, Reservation, Usage};
+pub use open::dry_replay;
 #[cfg(feature = "planted")]
 pub use options::PlantedLogFaults;
 pub use options::{Expect, FormatOptions, Options};

@@ -128,7 +128,7 @@ impl Cluster {
         self.directory.join(name)
     }
 
-    fn bbd(&self, words: &[&str]) -> Command {
+    pub fn bbd(&self, words: &[&str]) -> Command {
         let mut command = Command::new(bbd());
         command.arg("--config").arg(self.path("bb.conf")).args(words).stdin(Stdio::null());
         // SAFETY: prctl may be called between fork and exec.

@@ -312,6 +312,29 @@ async fn fill_with_zeros(
 /// [`OpenError`] says what is there instead.
 pub async fn read_superblock(dev: &DeviceRef, pool: &BufPool) -> Result<Superblock, OpenError> {
     let name = &dev.info().name;
+    let (superblock, broken) = find_superblock(dev, pool).await?;
+    for at in broken {
+        tracing::warn!(device = %name, offset = at, "a copy of the superblock was damaged; repaired");
+        let written = write_block(dev, pool, at, superblock.encode().as_bytes()).await;
+        written.map_err(|error| OpenError::Device { device: name.clone(), error })?;
+    }
+    Ok(superblock)
+}
+
+/// Reads who a device is, and changes nothing.
+///
+/// # Errors
+/// As [`read_superblock`].
+pub async fn peek_superblock(dev: &DeviceRef, pool: &BufPool) -> Result<Superblock, OpenError> {
+    Ok(find_superblock(dev, pool).await?.0)
+}
+
+/// The superblock, and where a copy of it is damaged.
+async fn find_superblock(
+    dev: &DeviceRef,
+    pool: &BufPool,
+) -> Result<(Superblock, Vec<u64>), OpenError> {
+    let name = &dev.info().name;
     let (mut whole, mut broken) = (None, Vec::new());
     let mut saw_magic = false;
     let mut last_error = None;
@@ -344,10 +367,5 @@ pub async fn read_superblock(dev: &DeviceRef, pool: &BufPool) -> Result<Superblo
         let expected = superblock.capacity_bytes;
         return Err(OpenError::Truncated { device: name.clone(), found, expected });
     }
-    for at in broken {
-        tracing::warn!(device = %name, offset = at, "a copy of the superblock was damaged; repaired");
-        let written = write_block(dev, pool, at, superblock.encode().as_bytes()).await;
-        written.map_err(|error| OpenError::Device { device: name.clone(), error })?;
-    }
-    Ok(superblock)
+    Ok((superblock, broken))
 }

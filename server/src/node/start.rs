@@ -217,13 +217,17 @@ async fn open_log(
     superblocks: &[Superblock],
     replayed: &mut Replayed,
 ) -> Result<Log, StartError> {
-    let mut options = parts.log_options.clone();
+    let options = expecting(parts.log_options.clone(), superblocks);
+    Ok(Log::open(rt, &parts.pool, &parts.log, options, replayed).await?)
+}
+
+/// Options that refuse the log of other devices for what it is, before anything is replayed.
+pub(super) fn expecting(mut options: Options, superblocks: &[Superblock]) -> Options {
     if let Some(first) = superblocks.first() {
-        // Before anything is replayed: the log of other devices is refused for what it is.
         options.expect.cluster = Some(ClusterUuid(first.cluster.0));
         options.expect.nonce = Some(first.nonce);
     }
-    Ok(Log::open(rt, &parts.pool, &parts.log, options, replayed).await?)
+    options
 }
 
 /// The devices must be the map's, and those of this log; all that the map has not given up must be
