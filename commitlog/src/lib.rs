@@ -17,6 +17,8 @@ mod completion;
 mod create;
 mod error;
 pub mod format;
+#[cfg(test)]
+mod fuzz_tests;
 mod group;
 mod ids;
 pub mod inspect;

@@ -19,6 +19,8 @@ mod checkpoint;
 mod error;
 mod flush;
 mod free;
+#[cfg(test)]
+mod fuzz_tests;
 mod get;
 mod orphans;
 mod put;

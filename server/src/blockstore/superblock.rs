@@ -209,7 +209,10 @@ fn decode(block: &[u8]) -> Copy {
     let Some(page_log2) = page_log2.filter(|_| wire.crc.get() == wire.sum()) else {
         return Copy::Broken;
     };
-    if wire.data_offset.get() != DATA_OFFSET || wire.version.get() == 0 {
+    // Sums are made with these.
+    let sizes =
+        wire.capacity_bytes.get() >= DATA_OFFSET + CHUNK_BYTES && page_log2 >= PAGE_LOG2_MIN;
+    if wire.data_offset.get() != DATA_OFFSET || wire.version.get() == 0 || !sizes {
         return Copy::Broken;
     }
     Copy::Whole(Superblock {
@@ -368,4 +371,31 @@ async fn find_superblock(
         return Err(OpenError::Truncated { device: name.clone(), found, expected });
     }
     Ok((superblock, broken))
+}
+
+/// What the fuzz test needs of the layout.
+#[cfg(test)]
+pub(super) mod for_fuzz {
+    use super::*;
+
+    pub const BYTES: usize = size_of::<Wire>();
+
+    pub fn example() -> Vec<u8> {
+        let superblock = Superblock {
+            device: DeviceId(3),
+            uuid: Uuid([1; 16]),
+            incarnation: Incarnation(1),
+            cluster: Uuid([2; 16]),
+            nonce: Nonce(77),
+            capacity_bytes: 64 << 20,
+            page_log2: PAGE_LOG2_MIN,
+        };
+        superblock.encode().as_bytes().to_vec()
+    }
+
+    pub fn accepts(bytes: &[u8]) -> bool {
+        let Copy::Whole(found) = decode(bytes) else { return false };
+        assert!(found.chunks() > 0);
+        found.pages() > 0
+    }
 }
