@@ -80,3 +80,68 @@ const fn file_change(change: &FileChange) -> &'static str {
         FileChange::Forget => "file forget",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::mutation as name_of;
+    use crate::fuzz_tests::life;
+    use crate::partition::Mutation;
+
+    /// Rows of the page's tables of mutations: by table and kind, the name and the size.
+    fn documented() -> BTreeMap<(u8, u8), (String, String)> {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/format-partitions.md");
+        let page = std::fs::read_to_string(page).expect("the page");
+        let (mut table, mut rows) = (None, BTreeMap::new());
+        for line in page.lines() {
+            if let Some(title) = line.strip_prefix("### Table ") {
+                table = title.split(':').next().and_then(|number| number.parse().ok());
+            } else if line.starts_with('#') {
+                table = None;
+            }
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            if let (Some(table), [_, kind, name, size, ..]) = (table, cells.as_slice())
+                && let Ok(kind) = kind.parse()
+                && let Some(name) = Some(*name).filter(|name| !name.contains("bytes"))
+                && cells.len() == 6
+            {
+                rows.insert((table, kind), ((*name).to_owned(), (*size).to_owned()));
+            }
+        }
+        rows
+    }
+
+    /// Where the kind stands in the body.
+    fn kind_at(table: u8) -> usize {
+        [0, 0, 16, 8][usize::from(table) - 1]
+    }
+
+    #[test]
+    fn documented_kinds_and_sizes_are_those_of_the_source() {
+        let documented = documented();
+        let mut seen = BTreeSet::new();
+        for mutation in life() {
+            let (table, body) = (mutation.table() as u8, mutation.encode_body());
+            let kind = body[kind_at(table)];
+            let (name, size) =
+                documented.get(&(table, kind)).unwrap_or_else(|| panic!("{mutation:?}"));
+            assert_eq!(name, name_of(&mutation), "table {table}, kind {kind}");
+            let sizes = size.split(" or ").map(str::parse).collect::<Result<Vec<usize>, _>>();
+            if let Ok(sizes) = sizes {
+                assert!(sizes.contains(&body.len()), "{name}: {} bytes", body.len());
+            }
+            seen.insert((table, kind));
+        }
+        assert_eq!(seen, documented.keys().copied().collect(), "all of them, and no other");
+        // And the source knows no others.
+        for table in 1..=4 {
+            let next = 1 + documented.keys().filter(|(of, _)| *of == table).count();
+            let mut body = vec![0; 200];
+            body[kind_at(table)] = u8::try_from(next).expect("few kinds");
+            let error = Mutation::decode_body(table, &body).expect_err("not a kind").to_string();
+            assert!(error.contains("mutation") || error.contains("change"), "{table}: {error}");
+        }
+        assert!(Mutation::decode_body(5, &[0; 200]).is_err(), "a fifth table");
+    }
+}
