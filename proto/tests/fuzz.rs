@@ -138,6 +138,9 @@ fn fuzz_bodies() {
     let mut descriptor = Writer::default();
     commit(blocks.clone()).descriptor.encode(&mut descriptor);
     let inline = commit(PgBody::Inline { len: 4200, crc: 9 });
+    // More fragments than follow: that took the memory of as many once.
+    let mut claims_many = inline.encode();
+    claims_many[72..76].copy_from_slice(&4096_u32.to_le_bytes());
     Target {
         name: "bodies",
         crate_dir: DIR,
@@ -147,6 +150,7 @@ fn fuzz_bodies() {
             ("good-commit-inline", tagged(3, inline.encode())),
             ("good-descriptor", tagged(4, descriptor.finish())),
             ("bad-short", tagged(3, vec![0; 20])),
+            ("bad-count", tagged(3, claims_many)),
         ],
         // No checksum of their own: the frame's covers them.
         repair: None,

@@ -25,7 +25,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Outcome {
     let mut test = cargo();
     let packages = PACKAGES.iter().flat_map(|package| ["--package", *package]);
-    let words: Vec<&str> = ["test", "--locked", "--lib", "--tests"]
+    let words: Vec<&str> = ["test", "--locked", "--no-fail-fast", "--lib", "--tests"]
         .into_iter()
         .chain(packages)
         .chain(["--", "--test-threads=1", &arguments.target])
