@@ -89,12 +89,14 @@ fn print_record(out: &mut dyn Write, line: &RecordLine) -> io::Result<()> {
 
 fn print_report(out: &mut dyn Write, report: &LogInspection) -> io::Result<()> {
     let superblock = &report.superblock;
-    let identity = &superblock.identity;
-    writeln!(out, "log {} of cluster {}", identity.log, identity.cluster)?;
+    writeln!(out, "log {} of cluster {}", report.log, report.cluster)?;
     writeln!(
         out,
         "superblock: generation {}, start {}, {} of 4 copies whole, nonce {}",
-        superblock.generation, superblock.incarnation, superblock.copies_whole, identity.nonce
+        superblock.generation,
+        superblock.incarnation,
+        superblock.copies_whole,
+        superblock.identity.nonce
     )?;
     let lap = |lsn: u64| (lsn / superblock.ring_bytes, lsn % superblock.ring_bytes);
     let (tail_lap, tail_at) = lap(superblock.trim.0);

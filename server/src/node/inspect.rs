@@ -125,6 +125,10 @@ pub enum ReplayVerdict {
 /// All that there is to say.
 #[derive(Clone, Debug, Serialize)]
 pub struct LogInspection {
+    /// UUID of the log.
+    pub log: String,
+    /// UUID of its cluster.
+    pub cluster: String,
     /// The superblock.
     pub superblock: SuperblockReport,
     /// Groups between the tail and the end.
@@ -260,6 +264,8 @@ pub async fn inspect_log(
     }
     let (replay, known) = verdict(rt, pool, log, devices, &mut unusable).await;
     Ok(LogInspection {
+        log: superblock.identity.log.to_string(),
+        cluster: superblock.identity.cluster.to_string(),
         groups: sums.groups,
         used_bytes: sums.end.0.saturating_sub(superblock.trim.0),
         last_incarnation: sums.last_incarnation,
