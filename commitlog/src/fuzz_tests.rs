@@ -78,7 +78,7 @@ fn snapshot_records(stream: u64) -> Vec<(RecordType, u64, Vec<u8>)> {
 }
 
 /// Checksums from the inside out: records, payload, header.
-fn repair_group(bytes: &mut Vec<u8>) {
+fn repair_group(bytes: &mut [u8]) {
     let Ok((header, _)) = GroupHeader::read_from_prefix(bytes) else { return };
     let head = usize::from(header.header_bytes.get()).max(HEADER);
     let end = head.saturating_add(size(header.payload_bytes)).min(bytes.len());
@@ -140,7 +140,7 @@ fn fuzz_groups() {
             ("bad-torn", torn),
             ("bad-zeros", vec![0; 64]),
         ],
-        repair: Some(&repair_group),
+        repair: Some(&|bytes| repair_group(bytes)),
         memory_bytes_max: (64 << 10, 8),
         run: &run_group,
     }
@@ -148,7 +148,8 @@ fn fuzz_groups() {
 }
 
 fn superblock(streams: u64) -> Vec<u8> {
-    let start = |n: u64| Start { lsn: Lsn(LSN + 40 * n), group: Lsn(LSN), snapshot: n % 2 == 0 };
+    let start =
+        |n: u64| Start { lsn: Lsn(LSN + 40 * n), group: Lsn(LSN), snapshot: n.is_multiple_of(2) };
     Superblock {
         identity: IDENTITY,
         generation: 6,

@@ -21,14 +21,14 @@ fn sum(seed: u32, bytes: &[u8]) -> u32 {
 fn frame(kind: Kind, class: ServiceClass, body: &[u8]) -> Vec<u8> {
     let mut header = Header::request(kind, class);
     header.request = 7;
-    header.body_len = u32::try_from(body.len()).unwrap();
+    header.body_len = u32::try_from(body.len()).expect("short");
     [&header.encode(body, &sum)[..], body].concat()
 }
 
 fn run_frame(bytes: &[u8]) -> bool {
     let Some((head, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else { return false };
     let Ok(header) = Header::decode(head) else { return false };
-    let body_len = usize::try_from(header.body_len).unwrap();
+    let body_len = usize::try_from(header.body_len).expect("at most 1 MiB");
     rest.get(..body_len).is_some_and(|body| {
         let whole = Header::verify(head, body, &sum).is_ok();
         // What was read is what would be written.
@@ -37,7 +37,7 @@ fn run_frame(bytes: &[u8]) -> bool {
     })
 }
 
-fn repair_frame(bytes: &mut Vec<u8>) {
+fn repair_frame(bytes: &mut [u8]) {
     let Some((head, body)) = bytes.split_first_chunk_mut::<HEADER_BYTES>() else { return };
     let len = u32::from_le_bytes([head[8], head[9], head[10], head[11]]) as usize;
     let body = body.get(..len).unwrap_or(body);
@@ -62,7 +62,7 @@ fn fuzz_frames() {
             ("bad-sum", rotten),
             ("bad-http", b"GET / HTTP/1.1\r\nHost: example.org\r\nAccept: */*\r\n\r\n".repeat(2)),
         ],
-        repair: Some(&repair_frame),
+        repair: Some(&|bytes| repair_frame(bytes)),
         memory_bytes_max: (4096, 1),
         run: &run_frame,
     }

@@ -123,7 +123,7 @@ fn frames_that_cannot_be_are_not_made() {
 }
 
 /// Checksum of the first frame; the first byte is the size of the pieces.
-fn repair_first(bytes: &mut Vec<u8>) {
+fn repair_first(bytes: &mut [u8]) {
     let Some((head, body)) =
         bytes.get_mut(1..).and_then(|rest| rest.split_first_chunk_mut::<HEADER_BYTES>())
     else {
@@ -142,7 +142,7 @@ fn fuzz_decode() {
         name: "decode",
         crate_dir: env!("CARGO_MANIFEST_DIR"),
         seeds: Vec::new(),
-        repair: Some(&repair_first),
+        repair: Some(&|bytes| repair_first(bytes)),
         // The decoder may keep what came, once in a buffer that doubles, and a body.
         memory_bytes_max: (64 << 10, 8),
         run: &|bytes| {
