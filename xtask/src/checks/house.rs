@@ -25,6 +25,8 @@ const MAY_KNOW: &[(&str, &str)] = &[
     // Benchmarks measure the parts too, not only the client.
     ("bench", "proto runtime erasure nvme commitlog rdma-transport cluster pgio client-lib"),
     ("sim", "proto runtime erasure nvme commitlog rdma-transport cluster pgio server client-lib"),
+    // Tests of any crate may use it.
+    ("fuzz", ""),
     ("xtask", ""),
 ];
 
