@@ -1,7 +1,7 @@
 //! The client: what all its files share.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bb_erasure::Geometry;
@@ -41,6 +41,10 @@ pub(crate) struct Inner {
     pub options: Rc<ClientOptions>,
     pub recovering: Semaphore,
     pub nodes: RefCell<BTreeMap<Fid, Rc<Node>>>,
+    /// Opens under way.
+    pub opening: Cell<u32>,
+    /// Files forgotten since the first of them began.
+    pub forgotten: RefCell<BTreeSet<Fid>>,
     /// Bytes that may still be written before the cluster acknowledges some.
     pub budget: Semaphore,
     /// Bytes that reads may have under way: a read takes the share of a whole piece before its
@@ -83,6 +87,8 @@ impl Client {
             io,
             recovering: Semaphore::new(1),
             nodes: RefCell::default(),
+            opening: Cell::new(0),
+            forgotten: RefCell::default(),
             budget: Semaphore::new(options.write_back_bytes),
             reading: Semaphore::new(share.max(4 << 20)),
             reading_bytes_max: share.max(4 << 20),

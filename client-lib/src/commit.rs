@@ -75,7 +75,7 @@ impl Inner {
             let step = match self.link.ask_once(part.partition, &ask).await {
                 Ok(_) => {
                     if raise {
-                        node.saw_size(node.size_acknowledged.get().max(end));
+                        node.raised(commit.epoch, end, self.rt().now());
                     }
                     return End::Done;
                 }

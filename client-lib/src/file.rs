@@ -39,6 +39,8 @@ impl Client {
         let dirty_before =
             if flags & libc::O_TRUNC == 0 { Vec::new() } else { self.inner.dirty_files() };
         let op = OpOpen { path: path.clone(), flags, mode };
+        let asked = self.inner.rt().now();
+        let opening = Opening::new(&self.inner);
         let reply = self.names(NamespaceOp::Open(op)).await?;
         let attributes =
             reply.attributes.ok_or_else(|| Error::Protocol("open without attributes".into()))?;
@@ -54,13 +56,15 @@ impl Client {
             .ok_or_else(|| Error::errno_of(libc::EOPNOTSUPP, "only regular files can be opened"))?;
         let fid = bb_proto::Capability::from(&handle.capability).fid;
         let now = self.inner.rt().now();
-        let make = || Node::new(&handle, attributes.inode, &path, now);
+        let make = || Node::new(&handle, &path, now);
+        let was_forgotten = self.inner.forgotten.borrow().contains(&fid);
         let node = self.inner.nodes.borrow_mut().entry(fid).or_insert_with(make).clone();
         let was_dirty = node.is_dirty() || dirty_before.contains(&fid);
-        let opened = node.opened(&handle, flags, &self.credentials);
+        let opened = node.opened(&handle, flags, &self.credentials, asked, now);
         // Close-to-open: what was known before this open may be out of date.
         node.maps.borrow_mut().forget();
-        node.size_asked.set(now);
+        node.size_asked.set(asked);
+        drop(opening);
         let file = File {
             client: self.clone(),
             node,
@@ -69,11 +73,35 @@ impl Client {
             attributes,
             closed: Cell::new(false),
         };
+        if was_forgotten {
+            // Another open of it was closed meanwhile, maybe after the server answered this one: the
+            // size it told then may not be in that answer.
+            self.inner.ask_size(&file.node).await?;
+        }
         if flags & libc::O_TRUNC != 0 && was_dirty {
             // The server cut what it had. What this client wrote before must go as well.
             file.cut(0).await?;
         }
         Ok(file)
+    }
+}
+
+/// An open under way.
+struct Opening<'a>(&'a Inner);
+
+impl<'a> Opening<'a> {
+    fn new(inner: &'a Inner) -> Self {
+        inner.opening.set(inner.opening.get() + 1);
+        Self(inner)
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.0.opening.set(self.0.opening.get() - 1);
+        if self.0.opening.get() == 0 {
+            self.0.forgotten.borrow_mut().clear();
+        }
     }
 }
 
@@ -305,11 +333,12 @@ async fn close(inner: Rc<Inner>, node: Rc<Node>, opened: Rc<Opened>) -> Result<(
     let flushed = if writer { inner.flush(&node).await } else { Ok(()) };
     let raise = if flushed.is_ok() && writer { node.reached.get() } else { 0 };
     let mtime_ns = if writer { node.mtime_ns.take() } else { 0 };
+    let epoch = node.epoch.get();
     let told = loop {
         let capability = opened.capability.get();
         let body = meta::encode(&FileSize {
             capability: (&capability).into(),
-            epoch: node.epoch.get().0,
+            epoch: epoch.0,
             size: raise,
             append: 0,
             durable_name: false,
@@ -328,7 +357,7 @@ async fn close(inner: Rc<Inner>, node: Rc<Node>, opened: Rc<Opened>) -> Result<(
     match told {
         Ok(_) => {
             if raise >= node.reached.get() {
-                node.saw_size(node.size_acknowledged.get().max(raise));
+                node.raised(epoch, raise, inner.rt().now());
             }
             Ok(())
         }
@@ -364,6 +393,9 @@ impl Inner {
         let is_this = nodes.get(&node.fid).is_some_and(|other| Rc::ptr_eq(other, node));
         if is_this && node.groups.borrow().is_empty() {
             nodes.remove(&node.fid);
+            if self.opening.get() > 0 {
+                self.forgotten.borrow_mut().insert(node.fid);
+            }
         }
     }
 
@@ -371,11 +403,12 @@ impl Inner {
     pub async fn ask_size(self: &Rc<Self>, node: &Rc<Node>) -> Result<FileState> {
         let body = FileStat { fid: node.fid.into(), counts: false, truncates_after: None };
         let ask = Ask::new(Kind::FileStat, meta::encode(&body));
+        let asked = self.rt().now();
         let answer = self.link.ask(self.record_partition(node.fid), &ask).await?;
         let state: FileState = meta::decode(&answer.body)?;
-        node.size_asked.set(self.rt().now());
+        node.size_asked.set(asked);
         if state.known {
-            node.saw_state(&state);
+            node.saw_state(&state, asked, self.rt().now());
         }
         Ok(state)
     }
@@ -409,10 +442,11 @@ impl Inner {
                 mtime_ns: node.mtime_ns.get(),
             });
             let ask = Ask::new(Kind::FileSize, body);
+            let asked = self.rt().now();
             match self.link.ask(self.record_partition(node.fid), &ask).await {
                 Ok(answer) => {
                     let state: FileState = meta::decode(&answer.body)?;
-                    node.saw_state(&state);
+                    node.saw_state(&state, asked, self.rt().now());
                     return Ok(state);
                 }
                 Err(error) if self.renewed(&error, node, capability.session).await => {}

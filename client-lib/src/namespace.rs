@@ -2,11 +2,11 @@
 
 use std::rc::Rc;
 
-use bb_proto::Kind;
 use bb_proto::meta::{
     self, Attributes, DirEntry, Namespace, NamespaceOp, NamespaceReply, OpChown, OpMode, OpOpen,
     OpPath, OpReaddir, OpTimes, OpTruncate, OpTwo, Space,
 };
+use bb_proto::{Capability, Kind};
 
 use crate::client::{Client, Inner};
 use crate::error::{Error, Result};
@@ -51,7 +51,7 @@ impl Client {
     /// # Errors
     /// [`Error`].
     pub async fn stat(&self, path: &[u8]) -> Result<Attributes> {
-        self.stat_op(name(path)?).await
+        Ok(self.stat_op(name(path)?).await?.0)
     }
 
     /// The same of a symbolic link itself.
@@ -59,20 +59,28 @@ impl Client {
     /// # Errors
     /// [`Error`].
     pub async fn lstat(&self, path: &[u8]) -> Result<Attributes> {
-        self.stat_op(OpPath { path: clean(path)?, no_follow: true }).await
+        Ok(self.stat_op(OpPath { path: clean(path)?, no_follow: true }).await?.0)
     }
 
-    async fn stat_op(&self, op: OpPath) -> Result<Attributes> {
+    /// Attributes, and what this client has of the file. By its id: the number of an inode is given
+    /// again when a file is gone, and this client may have more of it.
+    async fn stat_op(&self, op: OpPath) -> Result<(Attributes, Option<Rc<Node>>)> {
+        let asked = self.inner.rt().now();
         let reply = self.names(NamespaceOp::Stat(op)).await?;
         let mut attributes = reply.attributes.ok_or_else(|| missing("attributes"))?;
-        let nodes = self.inner.nodes.borrow();
-        if let Some(node) = nodes.values().find(|n| n.inode == attributes.inode) {
+        let fid = reply.file.map(|handle| Capability::from(&handle.capability).fid);
+        let node = fid.and_then(|fid| self.inner.nodes.borrow().get(&fid).cloned());
+        if let Some(node) = &node {
             // What was written within an earlier, larger size counts as well: somebody else may
             // have cut the file since.
             attributes.size = attributes.size.max(node.reached.get()).max(node.dirty_end());
+            // And what the cluster has taken over from it while the answer was on its way.
+            if node.size_heard.get() >= asked {
+                attributes.size = attributes.size.max(node.size());
+            }
             attributes.mtime_ns = attributes.mtime_ns.max(node.mtime_ns.get());
         }
-        Ok(attributes)
+        Ok((attributes, node))
     }
 
     /// Makes a directory.
@@ -204,9 +212,7 @@ impl Client {
         // Which file a path names is for the server to say: any dirty one may be it.
         self.inner.flush_all().await?;
         self.names(NamespaceOp::Truncate(OpTruncate { path: path.clone(), size })).await?;
-        let inode = self.stat(&path).await?.inode;
-        let node = self.inner.nodes.borrow().values().find(|n| n.inode == inode).cloned();
-        if let Some(node) = node {
+        if let (_, Some(node)) = self.stat_op(OpPath { path, no_follow: false }).await? {
             node.maps.borrow_mut().forget();
             node.cut_to(size);
             self.inner.ask_size(&node).await?;
@@ -267,13 +273,14 @@ impl Inner {
             let flags = opened.flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
             let path = node.path.borrow().clone();
             let op = NamespaceOp::Open(OpOpen { path, flags, mode: 0 });
+            let asked = self.rt().now();
             let reply = self.names_once(&opened.credentials, op).await?;
             match reply.file {
-                Some(handle) if bb_proto::Capability::from(&handle.capability).fid == node.fid => {
-                    let capability = bb_proto::Capability::from(&handle.capability);
+                Some(handle) if Capability::from(&handle.capability).fid == node.fid => {
+                    let capability = Capability::from(&handle.capability);
                     opened.capability.set(capability);
                     opened.open_id.set(handle.open_id);
-                    node.adopt(&capability, &handle);
+                    node.adopt(&capability, &handle, asked, self.rt().now());
                 }
                 _ => return Err(Error::errno_of(libc::ESTALE, "another file has the name now")),
             }

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use bb_proto::meta::{Credentials, FileHandle, FileState};
 use bb_proto::{Capability, Fid, Fragment, RegionIndex, Rights, SessionId, TruncateEpoch};
 use bb_runtime::sync::{Notify, Permit};
-use bb_runtime::{Buf, BufMut};
+use bb_runtime::{Buf, BufMut, Instant};
 
 use crate::error::{Error, Result};
 use crate::maps::MapPages;
@@ -20,7 +20,6 @@ use crate::ranges::subtract;
 pub(crate) struct Node {
     pub fid: Fid,
     pub region_log2: u32,
-    pub inode: u64,
     pub path: RefCell<Vec<u8>>,
     pub opens: RefCell<Vec<Rc<Opened>>>,
     /// Survives the close of the last writer, for commits without an answer.
@@ -31,7 +30,9 @@ pub(crate) struct Node {
     /// End of the furthest write that the acknowledged size does not cover yet; else 0.
     pub reached: Cell<u64>,
     /// When the acknowledged size was last asked for.
-    pub size_asked: Cell<bb_runtime::Instant>,
+    pub size_asked: Cell<Instant>,
+    /// When the cluster last said it.
+    pub size_heard: Cell<Instant>,
     /// Time of the last write that the cluster was not told yet, 0 for none.
     pub mtime_ns: Cell<i64>,
     pub named_durably: Cell<bool>,
@@ -143,12 +144,11 @@ fn whole_runs(handle: &FileHandle) -> impl Iterator<Item = (u32, u32)> + '_ {
 }
 
 impl Node {
-    pub fn new(handle: &FileHandle, inode: u64, path: &[u8], now: bb_runtime::Instant) -> Rc<Self> {
+    pub fn new(handle: &FileHandle, path: &[u8], now: Instant) -> Rc<Self> {
         let capability = Capability::from(&handle.capability);
         Rc::new(Self {
             fid: capability.fid,
             region_log2: handle.region_log2,
-            inode,
             path: RefCell::new(path.to_vec()),
             opens: RefCell::default(),
             write_capability: Cell::new(capability),
@@ -156,6 +156,7 @@ impl Node {
             size_acknowledged: Cell::new(handle.size),
             reached: Cell::new(0),
             size_asked: Cell::new(now),
+            size_heard: Cell::new(now),
             mtime_ns: Cell::new(0),
             named_durably: Cell::new(false),
             runs: RefCell::new(whole_runs(handle).collect()),
@@ -173,6 +174,8 @@ impl Node {
         handle: &FileHandle,
         flags: i32,
         credentials: &Rc<Credentials>,
+        asked: Instant,
+        now: Instant,
     ) -> Rc<Opened> {
         let capability = Capability::from(&handle.capability);
         let opened = Rc::new(Opened {
@@ -181,18 +184,24 @@ impl Node {
             flags,
             credentials: credentials.clone(),
         });
-        self.adopt(&capability, handle);
+        self.adopt(&capability, handle, asked, now);
         self.opens.borrow_mut().push(opened.clone());
         opened
     }
 
     /// Takes over what the server says at an open.
-    pub fn adopt(&self, capability: &Capability, handle: &FileHandle) {
+    pub fn adopt(
+        &self,
+        capability: &Capability,
+        handle: &FileHandle,
+        asked: Instant,
+        now: Instant,
+    ) {
         if capability.rights.allows(Rights::WRITE) {
             self.write_capability.set(*capability);
         }
         self.runs.borrow_mut().extend(whole_runs(handle));
-        self.saw_epoch(TruncateEpoch(handle.epoch), handle.size);
+        self.saw_epoch(TruncateEpoch(handle.epoch), handle.size, asked, now);
     }
 
     /// Size as this client sees it.
@@ -209,25 +218,41 @@ impl Node {
 
     /// The cluster says how large the file is. What was written within an earlier, larger size
     /// counts beyond this one.
-    pub fn saw_size(&self, size: u64) {
+    fn saw_size(&self, size: u64) {
         self.size_acknowledged.set(size);
         let reached = self.reached.get().max(self.dirty_end());
         self.reached.set(if reached > size { reached } else { 0 });
     }
 
-    /// The file record says this. A newer epoch: somebody cut the file meanwhile, and what was
-    /// acknowledged before no longer makes it longer.
-    pub fn saw_state(&self, state: &FileState) {
-        self.saw_epoch(TruncateEpoch(state.epoch), state.size);
+    /// The file record says this, to what was asked at `asked`. A newer epoch: somebody cut the
+    /// file meanwhile, and what was acknowledged before no longer makes it longer.
+    pub fn saw_state(&self, state: &FileState, asked: Instant, now: Instant) {
+        self.saw_epoch(TruncateEpoch(state.epoch), state.size, asked, now);
     }
 
-    fn saw_epoch(&self, epoch: TruncateEpoch, size: u64) {
+    fn saw_epoch(&self, epoch: TruncateEpoch, size: u64, asked: Instant, now: Instant) {
         if epoch > self.epoch.get() {
             self.epoch.set(epoch);
             self.maps.borrow_mut().forget();
             self.cut_to(size);
-        } else {
+        } else if epoch < self.epoch.get() {
+            // From before a cut that is known here.
+            return;
+        } else if asked >= self.size_heard.get() {
             self.saw_size(size);
+        } else {
+            // Another answer came while this one was under way, and either may be the older. Of one
+            // epoch the larger is the newer.
+            self.saw_size(size.max(self.size_acknowledged.get()));
+        }
+        self.size_heard.set(now);
+    }
+
+    /// A raise of the size to `end`, asked for in `epoch`, was acknowledged.
+    pub fn raised(&self, epoch: TruncateEpoch, end: u64, now: Instant) {
+        if epoch == self.epoch.get() {
+            self.saw_size(self.size_acknowledged.get().max(end));
+            self.size_heard.set(now);
         }
     }
 
@@ -360,5 +385,39 @@ mod tests {
         // Apart from its path and the pages of its fragment map.
         let bytes = size_of::<Node>() + size_of::<Opened>() + size_of::<crate::File>();
         assert!(bytes < 1024, "{bytes}");
+    }
+
+    #[test]
+    fn an_answer_that_was_overtaken_does_not_make_the_file_shorter() {
+        let capability = Capability {
+            session: SessionId(1),
+            fid: Fid(1),
+            rights: Rights::WRITE,
+            signature: [0; 16],
+        };
+        let handle = FileHandle {
+            capability: (&capability).into(),
+            region_log2: 26,
+            epoch: 5,
+            size: 0,
+            open_id: 1,
+            runs: Vec::new(),
+        };
+        let at = |ns| Instant::ZERO + std::time::Duration::from_nanos(ns);
+        let node = Node::new(&handle, b"/f", at(0));
+        let says = |epoch, size| FileState { epoch, size, ..FileState::default() };
+        node.reach(700);
+        // Asked before the raise, answered before it, and late.
+        node.raised(TruncateEpoch(5), 700, at(20));
+        node.saw_state(&says(5, 0), at(10), at(30));
+        assert_eq!(node.size(), 700);
+        // Asked since: somebody else's change.
+        node.saw_state(&says(5, 300), at(40), at(50));
+        assert_eq!(node.size(), 300);
+        // A cut, and what was said before it.
+        node.saw_state(&says(6, 100), at(60), at(70));
+        node.saw_state(&says(5, 300), at(65), at(80));
+        node.raised(TruncateEpoch(5), 900, at(90));
+        assert_eq!(node.size(), 100);
     }
 }

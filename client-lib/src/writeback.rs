@@ -83,12 +83,15 @@ impl Inner {
             return Ok(());
         };
         let mut slab = slab;
+        // Two writers may have begun at once, each with a small first slab: a second one like it
+        // would leave a group that can neither be filled nor grow.
+        let outgrows = slab.len() == FIRST_SLAB_BYTES && full.block_bytes() > slab.len();
         if group.slabs.len() == 1 && group.slabs[0].len() < slab.len() {
             let used = group.packer.used() as usize;
             slab[..used].copy_from_slice(&group.slabs[0][..used]);
             group.slabs[0] = slab;
             group.permit = permit;
-        } else if group.slabs[0].len() == slab.len() {
+        } else if group.slabs[0].len() == slab.len() && !outgrows {
             group.slabs.push(slab);
             group.permit.merge(permit);
         }

@@ -237,7 +237,11 @@ impl GroupInfo {
 
     /// What the next group must refer to.
     pub(crate) fn link(&self) -> Link {
-        Link { crc: self.header_crc, sequence: self.sequence + 1, incarnation: self.incarnation }
+        Link {
+            crc: self.header_crc,
+            sequence: self.sequence.saturating_add(1),
+            incarnation: self.incarnation,
+        }
     }
 }
 

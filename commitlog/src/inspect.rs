@@ -72,7 +72,7 @@ pub struct GroupReport {
 }
 
 /// A record.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct RecordReport {
     /// Its position.
     pub lsn: Lsn,
@@ -82,6 +82,9 @@ pub struct RecordReport {
     pub stream: StreamId,
     /// Bytes of payload.
     pub payload_bytes: usize,
+    /// The payload: what it is only the log's user knows.
+    #[serde(skip)]
+    pub body: Vec<u8>,
 }
 
 /// Something after the place where the log ends.
@@ -229,6 +232,7 @@ fn report(info: &GroupInfo, payload: &[u8]) -> GroupReport {
                 record_type: record.record_type,
                 stream: record.stream,
                 payload_bytes: record.body.len(),
+                body: record.body.to_vec(),
             })
             .collect(),
     }

@@ -17,6 +17,8 @@ mod completion;
 mod create;
 mod error;
 pub mod format;
+#[cfg(test)]
+mod fuzz_tests;
 mod group;
 mod ids;
 pub mod inspect;
@@ -35,6 +37,7 @@ pub use completion::Durable;
 pub use error::{LogError, LogErrorKind, ReplayError};
 pub use ids::{Class, ClusterUuid, LogIdentity, LogUuid, Lsn, Nonce, StreamId};
 pub use log::{Append, Log, LogStats, Reservation, Usage};
+pub use open::dry_replay;
 #[cfg(feature = "planted")]
 pub use options::PlantedLogFaults;
 pub use options::{Expect, FormatOptions, Options};

@@ -51,11 +51,7 @@ impl Log {
         options: Options,
         replay: &mut dyn Replay,
     ) -> Result<Self, LogError> {
-        let superblock = load_superblock(dev, pool).await?;
-        check_identity(&superblock.identity, &options)?;
-        let source = source(rt, pool, dev, &superblock, options.reads_in_flight);
-        let reader = RingReader::new(source, superblock.trim);
-        let recovered = recover(reader, &superblock, &options, replay).await?;
+        let (superblock, recovered) = read_back(rt, pool, dev, &options, replay).await?;
         // What was read may sit in a volatile cache; it must not be claimed as durable before.
         dev.flush().await?;
         let log = start(rt, pool, dev, options, superblock, recovered).await?;
@@ -67,6 +63,39 @@ impl Log {
         }
         Ok(log)
     }
+}
+
+/// Does what [`Log::open`] does up to the point where it would write, with the same checks: what
+/// an operator asks when a server does not start. Nothing on the device changes. Returns where the
+/// log ends.
+///
+/// # Errors
+/// As [`Log::open`].
+pub async fn dry_replay(
+    rt: &Rt,
+    pool: &BufPool,
+    dev: &DeviceRef,
+    options: &Options,
+    replay: &mut dyn Replay,
+) -> Result<Lsn, LogError> {
+    let (_, recovered) = read_back(rt, pool, dev, options, replay).await?;
+    Ok(Lsn(recovered.end))
+}
+
+/// Everything of opening a log that only reads.
+async fn read_back(
+    rt: &Rt,
+    pool: &BufPool,
+    dev: &DeviceRef,
+    options: &Options,
+    replay: &mut dyn Replay,
+) -> Result<(Superblock, Recovered), LogError> {
+    let superblock = load_superblock(dev, pool).await?;
+    check_identity(&superblock.identity, options)?;
+    let source = source(rt, pool, dev, &superblock, options.reads_in_flight);
+    let reader = RingReader::new(source, superblock.trim);
+    let recovered = recover(reader, &superblock, options, replay).await?;
+    Ok((superblock, recovered))
 }
 
 /// The newest superblock, if it can be used.

@@ -13,6 +13,9 @@ use crate::format::{
 use crate::ids::{ClusterUuid, LogIdentity, LogUuid, Lsn, Nonce, StreamId};
 use crate::streams::Start;
 
+/// Largest position and count that sums can be made with.
+const LSN_MAX: u64 = 1 << 62;
+
 /// A superblock in memory.
 #[derive(Clone, Debug)]
 pub(crate) struct Superblock {
@@ -94,7 +97,7 @@ impl Superblock {
         Ok(())
     }
 
-    /// What can be known from the first block: its sizes, or why it is none.
+    /// Reads a copy: whole blocks, with all of the table.
     fn decode(bytes: &[u8]) -> Option<Self> {
         let (header, _) = SuperblockHeader::read_from_prefix(bytes).ok()?;
         let count = size(header.stream_count);
@@ -103,7 +106,8 @@ impl Superblock {
         if crc32c::crc32c(&unsigned) != header.crc.get() {
             return None;
         }
-        let table = bytes[BLOCK..]
+        let table = bytes
+            .get(BLOCK..)?
             .chunks_exact(size_of::<StreamEntry>())
             .take(count)
             .filter_map(|entry| StreamEntry::read_from_bytes(entry).ok())
@@ -130,6 +134,16 @@ impl Superblock {
             formatted_at_ns: header.formatted_at.get(),
             table,
         })
+    }
+}
+
+#[cfg(test)]
+impl Superblock {
+    /// As [`find`] reads a copy.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        let (header, _) = SuperblockHeader::read_from_prefix(bytes).ok()?;
+        let ours = header.magic == SUPERBLOCK_MAGIC && header.version.get() <= VERSION;
+        ours.then(|| Self::decode(bytes))?
     }
 }
 
@@ -206,9 +220,19 @@ async fn read_copy(
 
 /// Checks that the superblock describes a log that can be on this device.
 pub(crate) fn check(superblock: &Superblock, capacity_bytes: u64) -> Result<(), LogError> {
-    let needed_bytes = RING_OFFSET + superblock.ring_bytes;
+    let needed_bytes = RING_OFFSET.saturating_add(superblock.ring_bytes);
     if needed_bytes > capacity_bytes {
         return Err(LogError::DeviceTooSmall { needed_bytes, capacity_bytes });
+    }
+    // Positions are counted in bytes written: no ring lives long enough to come near this.
+    let positions = superblock.trim.max(superblock.durable_through);
+    let counts = superblock.generation.max(superblock.incarnation);
+    if positions > LSN_MAX || counts > LSN_MAX {
+        return Err(LogError::Geometry(format!("a log at LSN {positions}")));
+    }
+    if superblock.trim + superblock.ring_bytes < superblock.durable_through {
+        let (trim, through) = (superblock.trim, superblock.durable_through);
+        return Err(LogError::Geometry(format!("a ring of {trim} to {through}")));
     }
     check_geometry(superblock.ring_bytes, superblock.group_bytes_max)
 }

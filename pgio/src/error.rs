@@ -56,3 +56,17 @@ impl From<ErasureError> for ReadError {
         Self::Descriptor(error.to_string())
     }
 }
+
+#[cfg(all(test, not(feature = "isal")))]
+mod tests {
+    use bb_erasure::{CodecId, codec};
+
+    use super::ReadError;
+
+    #[test]
+    fn a_group_of_a_code_that_this_build_lacks_says_which_feature_brings_it() {
+        let error = codec(CodecId::ISAL).err().expect("not built");
+        let said = ReadError::from(error).to_string();
+        assert!(said.contains("build with feature `isal`"), "{said}");
+    }
+}

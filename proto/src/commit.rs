@@ -288,8 +288,10 @@ impl Commit {
             return Err(DecodeError::Field("fragment_count"));
         }
         let room = descriptor.data_bytes();
+        // Before memory is reserved for as many: the number may be a lie.
+        let wires = reader.take_slice::<FragmentWire>(count)?;
         let mut fragments: Vec<Fragment> = Vec::with_capacity(count);
-        for wire in reader.take_slice::<FragmentWire>(count)? {
+        for wire in wires {
             let (offset, len) = (wire.offset.get(), wire.len.get());
             let inside = u64::from(wire.pg_offset.get()) + u64::from(len) <= room;
             let sorted = fragments.last().is_none_or(|last| last.end() <= offset);

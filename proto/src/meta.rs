@@ -635,7 +635,8 @@ pub struct NamespaceReply {
     /// Attributes (open, stat, mkdir).
     #[prost(message, optional, tag = "1")]
     pub attributes: Option<Attributes>,
-    /// What the client needs for I/O (open of a regular file).
+    /// What the client needs for I/O (open of a regular file). For stat: which file it is, with a
+    /// capability that permits nothing; numbers of inodes are given again to other files.
     #[prost(message, optional, tag = "2")]
     pub file: Option<FileHandle>,
     /// A page of a directory, in byte order of the names.

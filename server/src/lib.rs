@@ -6,6 +6,8 @@ pub mod config;
 pub mod context;
 pub mod daemon;
 pub mod files;
+#[cfg(test)]
+mod fuzz_tests;
 mod keeper;
 pub mod namespace;
 pub mod node;

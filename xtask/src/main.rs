@@ -3,6 +3,7 @@
 mod cargo;
 mod checks;
 mod demo;
+mod fuzz;
 mod man;
 mod sim;
 mod step;
@@ -32,6 +33,8 @@ enum Command {
     Man,
     /// Run all tests and checks (what CI runs)
     Test(test::Arguments),
+    /// Feed mutated bytes to every decoder (a short form is part of the tests)
+    Fuzz(fuzz::Arguments),
     /// Run a simulated cluster; all arguments go to the simulator (--seeds N, --seed S, --family F)
     #[command(disable_help_flag = true)]
     Sim {
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Man => man::run(),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Sim { arguments } => sim::run(&arguments),
     };
     match outcome {

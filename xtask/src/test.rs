@@ -15,7 +15,11 @@ const STEPS: &[Step] = &[
     Step { name: "licences", about: "deny.toml holds for every dependency", run: licences::check },
     Step { name: "clippy", about: "no warnings in any target", run: clippy },
     Step { name: "build", about: "all targets build", run: build },
-    Step { name: "pure-rust", about: "the codec tests without ISA-L", run: pure_rust },
+    Step {
+        name: "pure-rust",
+        about: "server, client and codec tests without ISA-L",
+        run: pure_rust,
+    },
     Step { name: "doc-tests", about: "examples in the documentation", run: doc_tests },
     Step { name: "tests", about: "unit and integration tests", run: tests },
 ];
@@ -64,7 +68,10 @@ fn tests() -> Outcome {
 }
 
 fn pure_rust() -> Outcome {
-    test_packages(&["--package", "bb-erasure", "--no-default-features"])
+    let programs = ["--package", "bb-server", "--package", "bb-cli", "--bins"];
+    start(cargo().args(["build", "--locked", "--no-default-features"]).args(programs))?;
+    let packages = ["--package", "bb-erasure", "--package", "bb-pgio"];
+    test_packages(&[&packages[..], &["--no-default-features"]].concat())
 }
 
 /// nextest stops tests that hang and keeps tests that need the machine apart; cargo's own runner

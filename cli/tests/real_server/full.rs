@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::harness::{Cluster, Shape, bytes, read};
+use crate::harness::{Cluster, Shape, bytes, not_run, read};
 
 const PIECE: usize = 4 << 20;
 
@@ -102,8 +102,7 @@ fn real_backing_file_system_that_fills_up_during_a_sync_leaves_data_dirty() {
         // Without the right to mount there is no small file system to fill up.
         // SAFETY: geteuid has no preconditions.
         assert_ne!(unsafe { libc::geteuid() }, 0, "root can mount: {error}");
-        println!("not run: needs the right to mount ({error})");
-        return;
+        return not_run(&format!("needs the right to mount a tmpfs: {error}"));
     }
     let mounted = Tmpfs(bfs.clone());
     // The marker lies on the file system itself.

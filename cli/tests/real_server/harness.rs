@@ -45,6 +45,14 @@ pub fn pause(milliseconds: u64) {
     std::thread::sleep(Duration::from_millis(milliseconds));
 }
 
+/// Says that a test cannot run here and what is missing. In CI (the variable `CI`, which `.ci/run`
+/// sets) that is a failure: a machine that proves less than it seems to is worse than a red one.
+pub fn not_run(missing: &str) {
+    let ci = std::env::var("CI").unwrap_or_default();
+    assert!(matches!(ci.as_str(), "" | "0" | "false"), "CI must run this test: {missing}");
+    println!("not run: {missing}");
+}
+
 /// Random numbers, with the seed in the test's output.
 pub fn random() -> fastrand::Rng {
     let mut seed = [0; 8];
@@ -128,7 +136,7 @@ impl Cluster {
         self.directory.join(name)
     }
 
-    fn bbd(&self, words: &[&str]) -> Command {
+    pub fn bbd(&self, words: &[&str]) -> Command {
         let mut command = Command::new(bbd());
         command.arg("--config").arg(self.path("bb.conf")).args(words).stdin(Stdio::null());
         // SAFETY: prctl may be called between fork and exec.

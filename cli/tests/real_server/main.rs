@@ -6,4 +6,5 @@ mod crashes;
 mod damage;
 mod full;
 mod harness;
+mod inspect;
 mod trace;

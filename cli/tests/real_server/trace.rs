@@ -10,7 +10,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::harness::{Cluster, Shape, bytes};
+use crate::harness::{Cluster, Shape, bytes, not_run};
 
 const EVENTS: [&str; 5] = [
     "iomap/iomap_dio_rw_begin",
@@ -231,8 +231,7 @@ fn real_server_acknowledges_only_after_the_flush_of_every_device_concerned() {
             Ok(tracing) => tracing,
             Err(why) => {
                 // Another file system, another kernel, or not root.
-                println!("not run: this machine can't be traced ({why})");
-                return;
+                return not_run(&format!("needs root, tracefs, and ext4 under target/: {why}"));
             }
         };
         for round in 1..=ROUNDS {

@@ -677,8 +677,9 @@ fn operation(
             reply.attributes = Some(attributes(0, libc::S_IFDIR));
         }
         NamespaceOp::Stat(stat) => {
-            reply.attributes =
-                Some(attributes_of(state.files.get(&stat.path).ok_or_else(missing)?));
+            let file = state.files.get(&stat.path).ok_or_else(missing)?;
+            reply.attributes = Some(attributes_of(file));
+            reply.file = Some(name_of(file));
         }
         NamespaceOp::Mkdir(mkdir) => {
             let new = state.directories.insert(mkdir.path);
@@ -711,6 +712,24 @@ fn operation(
 
 fn attributes(inode: u64, mode: u32) -> meta::Attributes {
     meta::Attributes { inode, mode, ..Default::default() }
+}
+
+/// Which file it is, without any rights.
+fn name_of(file: &FakeFile) -> meta::FileHandle {
+    let capability = Capability {
+        session: SessionId(0),
+        fid: Fid(file.fid),
+        rights: Rights(0),
+        signature: [0; 16],
+    };
+    meta::FileHandle {
+        capability: (&capability).into(),
+        region_log2: REGION_LOG2,
+        epoch: file.epoch,
+        size: file.size,
+        open_id: 0,
+        runs: Vec::new(),
+    }
 }
 
 fn attributes_of(file: &FakeFile) -> meta::Attributes {

@@ -94,6 +94,16 @@ impl World {
         Ok((log, received, process))
     }
 
+    /// What opening it would give.
+    pub async fn dry_replay(&self) -> Result<(Lsn, Received), LogError> {
+        let dev: DeviceRef = self.disk.attach();
+        let mut received = Received::default();
+        let options = Options::default();
+        let end =
+            bb_commitlog::dry_replay(&self.rt, &self.pool, &dev, &options, &mut received).await?;
+        Ok((end, received))
+    }
+
     /// Ends a process without warning.
     pub fn crash(&self, log: Log, process: &Rt) {
         self.rt.kill(process.domain());

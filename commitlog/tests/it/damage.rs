@@ -4,7 +4,7 @@ use bb_commitlog::{Expect, Log, LogError, LogErrorKind, Lsn, Nonce, Options};
 use bb_nvme::{DeviceRef, FaultKind, SimImage};
 
 use crate::common::{
-    GROUP, IDENTITY, RING_AT, Received, World, append, commit, format_options, simulate,
+    GROUP, IDENTITY, RING, RING_AT, Received, World, append, commit, format_options, simulate,
 };
 
 /// A closed log of a hundred groups, one record each, and the LSN past its last one.
@@ -32,7 +32,17 @@ fn after_a_graceful_stop_rot_anywhere_is_found_or_harmless() {
         for block in 0..head / 4096 {
             world.disk.restore(&image);
             world.disk.rot(RING_AT + block * 4096);
-            match world.open().await {
+            // Looking at it first gives the same answer, and changes nothing.
+            let ring = || world.disk.peek(RING_AT, usize::try_from(RING).unwrap());
+            let rotten = ring();
+            let looked = world.dry_replay().await;
+            assert!(rotten == ring(), "rot in block {block}");
+            let opened = world.open().await;
+            assert_eq!(looked.as_ref().err(), opened.as_ref().err());
+            if let (Ok((_, before)), Ok((_, received, _))) = (&looked, &opened) {
+                assert_eq!(before, received);
+            }
+            match opened {
                 Ok((_, received, _)) => assert_eq!(received, whole, "rot in block {block}"),
                 Err(error) => {
                     assert!(matches!(error, LogError::Damaged { .. }), "{error}");
@@ -170,7 +180,7 @@ fn a_superblock_that_fell_back_behind_the_tail_is_damage() {
         world.format().await;
         let (log, _, process) = world.open().await.unwrap();
         let old: Vec<Vec<u8>> = (0..4).map(|c| world.disk.peek(c * (2 << 20), 8192)).collect();
-        while log.head().0 < 2 * crate::common::RING {
+        while log.head().0 < 2 * RING {
             commit(&log, 1, &[5; 4000]).await;
             if log.usage().client_free_bytes < 200_000 {
                 log.checkpoint(bb_commitlog::StreamId(1), vec![1]).unwrap().durable.await.unwrap();

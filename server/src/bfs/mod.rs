@@ -28,6 +28,19 @@ pub enum BfsError {
 /// The future of a call.
 pub type BfsFuture<T> = Pin<Box<dyn Future<Output = Result<T, BfsError>>>>;
 
+/// What a call answered, if this is still the file system with our marker (rule 11): one that was
+/// unmounted beneath us says "no such file" of everything. To be asked wherever an error would say
+/// something about a file.
+///
+/// # Errors
+/// The call's own, or that of [`Bfs::check`].
+pub async fn confirmed<T>(bfs: &dyn Bfs, result: Result<T, BfsError>) -> Result<T, BfsError> {
+    if let Err(BfsError::Errno(_)) = result {
+        bfs.check().await?;
+    }
+    result
+}
+
 /// A file as a name lookup found it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {

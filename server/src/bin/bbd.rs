@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use bb_proto::DeviceId;
 use bb_server::config::Config;
-use bb_server::daemon::{self, DaemonError};
+use bb_server::daemon::{self, DaemonError, Show};
 use clap::{CommandFactory, Parser, Subcommand};
 
 /// Burstbay's server: keeps data on the devices of this node and moves it to and from the backing
@@ -41,6 +41,17 @@ enum Command {
     },
     /// Check the configuration and say what it amounts to.
     Check,
+    /// Say what the commit log holds and whether `run` would get through it. Reads only. The
+    /// server must be down. Exit status: 0 = it would, 4 = it would not, 2 or 3 = the log could
+    /// not be looked at.
+    LogInspect {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// List the records, too (with --json a line for each, before the report's).
+        #[arg(long)]
+        records: bool,
+    },
     /// Print the man page.
     #[command(hide = true)]
     Man,
@@ -81,6 +92,12 @@ fn execute(arguments: &Arguments) -> Result<(), DaemonError> {
         }
         Command::Format { force, sparse } => format(&arguments.config, *force, *sparse),
         Command::Check => check(&arguments.config),
+        Command::LogInspect { json, records } => {
+            let config = Config::load(&arguments.config)?;
+            let show = Show { json: *json, records: *records };
+            let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+            daemon::log_inspect(&config, show, &mut out)
+        }
         Command::Man => print_man(),
         Command::Completions { shell } => {
             clap_complete::generate(
@@ -139,8 +156,21 @@ fn check(path: &Path) -> Result<(), DaemonError> {
     Ok(())
 }
 
+/// The program's page, then a section for each command.
 fn print_man() -> Result<(), DaemonError> {
-    clap_mangen::Man::new(Arguments::command())
-        .render(&mut std::io::stdout())
-        .map_err(|error| DaemonError::Os { doing: "print the man page", error })
+    let failed = |error| DaemonError::Os { doing: "print the man page", error };
+    render_man(&Arguments::command(), &mut std::io::stdout().lock()).map_err(failed)
+}
+
+fn render_man(command: &clap::Command, out: &mut dyn std::io::Write) -> std::io::Result<()> {
+    clap_mangen::Man::new(command.clone()).render(out)?;
+    for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+        let name = format!("{} {}", command.get_name(), sub.get_name());
+        writeln!(out, ".SH \"{}\"", name.to_uppercase())?;
+        let man = clap_mangen::Man::new(sub.clone().bin_name(name));
+        man.render_synopsis_section(out)?;
+        man.render_description_section(out)?;
+        man.render_options_section(out)?;
+    }
+    Ok(())
 }

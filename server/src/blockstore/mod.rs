@@ -19,6 +19,8 @@ mod checkpoint;
 mod error;
 mod flush;
 mod free;
+#[cfg(test)]
+mod fuzz_tests;
 mod get;
 mod orphans;
 mod put;
@@ -46,11 +48,11 @@ use bb_transport::Caller;
 use crate::context::{Context, Shared, Stream};
 
 pub use error::{OpenError, ReplayFault};
-pub use record::DEVICE_PAGE;
+pub use record::{DEVICE_PAGE, kind_name};
 pub use recovery::{Recovery, RecoveryProgress, RecoveryReport};
 pub use space::CHUNK_BYTES;
 pub use superblock::{
-    Expected, Identity, Superblock, Uuid, VERSION, format_device, read_superblock,
+    Expected, Identity, Superblock, Uuid, VERSION, format_device, peek_superblock, read_superblock,
 };
 pub use table::BlockKey;
 

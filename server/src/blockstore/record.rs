@@ -251,6 +251,17 @@ pub fn decode_record(bytes: &[u8]) -> Result<PageRecord, RecordError> {
     Ok(record)
 }
 
+/// Name of a record's kind, for people; `None` for what this version does not know.
+pub fn kind_name(bytes: &[u8]) -> Option<&'static str> {
+    Some(match *bytes.get(1)? {
+        KIND_PUT => "put",
+        KIND_FREE => "free",
+        KIND_CONFIRMED => "confirmed through",
+        KIND_PAGE => "page",
+        _ => return None,
+    })
+}
+
 /// Reads the snapshot of a page.
 ///
 /// # Errors

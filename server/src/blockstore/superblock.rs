@@ -209,7 +209,10 @@ fn decode(block: &[u8]) -> Copy {
     let Some(page_log2) = page_log2.filter(|_| wire.crc.get() == wire.sum()) else {
         return Copy::Broken;
     };
-    if wire.data_offset.get() != DATA_OFFSET || wire.version.get() == 0 {
+    // Sums are made with these.
+    let sizes =
+        wire.capacity_bytes.get() >= DATA_OFFSET + CHUNK_BYTES && page_log2 >= PAGE_LOG2_MIN;
+    if wire.data_offset.get() != DATA_OFFSET || wire.version.get() == 0 || !sizes {
         return Copy::Broken;
     }
     Copy::Whole(Superblock {
@@ -312,6 +315,29 @@ async fn fill_with_zeros(
 /// [`OpenError`] says what is there instead.
 pub async fn read_superblock(dev: &DeviceRef, pool: &BufPool) -> Result<Superblock, OpenError> {
     let name = &dev.info().name;
+    let (superblock, broken) = find_superblock(dev, pool).await?;
+    for at in broken {
+        tracing::warn!(device = %name, offset = at, "a copy of the superblock was damaged; repaired");
+        let written = write_block(dev, pool, at, superblock.encode().as_bytes()).await;
+        written.map_err(|error| OpenError::Device { device: name.clone(), error })?;
+    }
+    Ok(superblock)
+}
+
+/// Reads who a device is, and changes nothing.
+///
+/// # Errors
+/// As [`read_superblock`].
+pub async fn peek_superblock(dev: &DeviceRef, pool: &BufPool) -> Result<Superblock, OpenError> {
+    Ok(find_superblock(dev, pool).await?.0)
+}
+
+/// The superblock, and where a copy of it is damaged.
+async fn find_superblock(
+    dev: &DeviceRef,
+    pool: &BufPool,
+) -> Result<(Superblock, Vec<u64>), OpenError> {
+    let name = &dev.info().name;
     let (mut whole, mut broken) = (None, Vec::new());
     let mut saw_magic = false;
     let mut last_error = None;
@@ -344,10 +370,32 @@ pub async fn read_superblock(dev: &DeviceRef, pool: &BufPool) -> Result<Superblo
         let expected = superblock.capacity_bytes;
         return Err(OpenError::Truncated { device: name.clone(), found, expected });
     }
-    for at in broken {
-        tracing::warn!(device = %name, offset = at, "a copy of the superblock was damaged; repaired");
-        let written = write_block(dev, pool, at, superblock.encode().as_bytes()).await;
-        written.map_err(|error| OpenError::Device { device: name.clone(), error })?;
+    Ok((superblock, broken))
+}
+
+/// What the fuzz test needs of the layout.
+#[cfg(test)]
+pub(super) mod for_fuzz {
+    use super::*;
+
+    pub const BYTES: usize = size_of::<Wire>();
+
+    pub fn example() -> Vec<u8> {
+        let superblock = Superblock {
+            device: DeviceId(3),
+            uuid: Uuid([1; 16]),
+            incarnation: Incarnation(1),
+            cluster: Uuid([2; 16]),
+            nonce: Nonce(77),
+            capacity_bytes: 64 << 20,
+            page_log2: PAGE_LOG2_MIN,
+        };
+        superblock.encode().as_bytes().to_vec()
     }
-    Ok(superblock)
+
+    pub fn accepts(bytes: &[u8]) -> bool {
+        let Copy::Whole(found) = decode(bytes) else { return false };
+        assert!(found.chunks() > 0);
+        found.pages() > 0
+    }
 }

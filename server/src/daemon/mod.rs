@@ -3,6 +3,7 @@
 //! The program `bbd` is a few lines over this, so that another program can start a server, too.
 
 mod format;
+mod log_inspect;
 mod run;
 
 use std::rc::Rc;
@@ -17,6 +18,7 @@ use crate::config::{Config, ConfigErrors, StoreConfig};
 use crate::node::StartError;
 
 pub use format::{FormatReport, format};
+pub use log_inspect::{Show, log_inspect};
 pub use run::run;
 
 /// Why the process ends.
@@ -64,6 +66,12 @@ pub enum DaemonError {
     /// The commit log has failed while the node was serving.
     #[error("the commit log has failed, so nothing can be acknowledged any more: {0}")]
     LogFailed(LogError),
+    /// A server runs.
+    #[error("{0}. A server has its log for itself while it runs: stop it first")]
+    LogInUse(bb_nvme::OpenError),
+    /// The report says that a start would be refused.
+    #[error("replay would fail: {0}")]
+    Replay(String),
     /// Something of the operating system.
     #[error("{doing}: {error}")]
     Os {
@@ -76,11 +84,16 @@ pub enum DaemonError {
 
 impl DaemonError {
     /// Exit code of the process: 2 = the configuration is wrong, 3 = a device or the log cannot be
-    /// used, 1 = anything else.
+    /// used, 4 = the log was looked at and would not be replayed, 1 = anything else.
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
-            Self::Open(_) | Self::Start(_) | Self::Occupied { .. } | Self::LogFailed(_) => 3,
+            Self::Open(_)
+            | Self::Start(_)
+            | Self::Occupied { .. }
+            | Self::LogFailed(_)
+            | Self::LogInUse(_) => 3,
+            Self::Replay(_) => 4,
             _ => 1,
         }
     }

@@ -9,6 +9,7 @@ use super::FileChange;
 use super::peers::refusal;
 use super::record::FileRecord;
 use super::service::FileService;
+use crate::bfs::confirmed;
 use crate::partition::Partition;
 use crate::planted::{self, Planted};
 
@@ -27,7 +28,8 @@ impl FileService {
         }
         // What the opener saw may be older than a change of our own: look again.
         let binding = self.binding(&record.key);
-        let found = self.parts.bfs.stat(&binding).await.map_err(|error| refusal(&error))?;
+        let found = confirmed(&*self.parts.bfs, self.parts.bfs.stat(&binding).await).await;
+        let found = found.map_err(|error| refusal(&error))?;
         let guard = Guard { size: found.size, mtime_ns: found.mtime_ns };
         let Some(record) = self.record(partition, fid) else { return Ok(()) };
         if record.guard == guard || is_ours(&record) {

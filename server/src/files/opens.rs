@@ -4,10 +4,15 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use bb_proto::{Fid, Rights, SessionId};
 use bb_runtime::Instant;
 use bb_runtime::sync::{Permit, Semaphore};
+
+/// How long the end of a session is remembered: much longer than a request of it can be under way
+/// between servers, or wait for a file's turn. 32 bytes each.
+const ENDED_KEPT: Duration = Duration::from_secs(3_600);
 
 /// One open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,12 +28,15 @@ pub struct Open {
 pub struct Opens {
     files: RefCell<BTreeMap<Fid, BTreeMap<u64, Open>>>,
     grace_until: std::cell::Cell<Instant>,
+    /// Sessions that have ended, and when: an open of theirs that comes late would never end.
+    ended: RefCell<BTreeMap<SessionId, Instant>>,
 }
 
 impl Opens {
     /// None is known yet; until `grace_until` each file counts as open.
     pub fn new(grace_until: Instant) -> Self {
-        Self { files: RefCell::default(), grace_until: std::cell::Cell::new(grace_until) }
+        let (files, ended) = (RefCell::default(), RefCell::default());
+        Self { files, grace_until: std::cell::Cell::new(grace_until), ended }
     }
 
     /// When the grace ends.
@@ -36,9 +44,14 @@ impl Opens {
         self.grace_until.get()
     }
 
-    /// Adds one, or shows it again.
-    pub fn add(&self, fid: Fid, open_id: u64, open: Open) {
+    /// Adds one, or shows it again. False if its session has ended.
+    #[must_use]
+    pub fn add(&self, fid: Fid, open_id: u64, open: Open) -> bool {
+        if self.ended.borrow().contains_key(&open.session) {
+            return false;
+        }
         self.files.borrow_mut().entry(fid).or_default().insert(open_id, open);
+        true
     }
 
     /// A number for a new one.
@@ -64,7 +77,15 @@ impl Opens {
 
     /// Ends a session's opens of the files that are `here`; gives the files, and whether any was
     /// for writing.
-    pub fn end_session(&self, session: SessionId, here: impl Fn(Fid) -> bool) -> Vec<(Fid, bool)> {
+    pub fn end_session(
+        &self,
+        session: SessionId,
+        now: Instant,
+        here: impl Fn(Fid) -> bool,
+    ) -> Vec<(Fid, bool)> {
+        let mut sessions = self.ended.borrow_mut();
+        sessions.retain(|_, at| now.since(*at) < ENDED_KEPT);
+        sessions.insert(session, now);
         let mut ended = Vec::new();
         self.files.borrow_mut().retain(|fid, opens| {
             let mine = opens.values().filter(|open| open.session == session);
@@ -106,5 +127,33 @@ impl FileLocks {
             }
         };
         FileLock { _permit: semaphore.acquire(1).await, _semaphore: semaphore }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FID: Fid = Fid(7);
+
+    fn open(session: u64) -> Open {
+        Open { session: SessionId(session), rights: Rights::READ }
+    }
+
+    fn at(seconds: u64) -> Instant {
+        Instant::default() + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn rule_8_an_open_that_comes_after_the_end_of_its_session_keeps_no_file() {
+        let opens = Opens::new(at(0));
+        assert!(opens.add(FID, 1, open(1)));
+        assert!(opens.add(FID, 2, open(2)));
+        assert_eq!(opens.end_session(SessionId(1), at(10), |_| true), [(FID, false)]);
+        assert!(!opens.add(FID, 1, open(1)), "shown again");
+        assert!(!opens.add(FID, 3, open(1)), "a new one");
+        assert!(opens.is_open(FID, at(10)), "the other session's");
+        opens.remove(FID, 2);
+        assert!(!opens.is_open(FID, at(10)));
     }
 }

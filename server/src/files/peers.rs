@@ -91,6 +91,7 @@ impl Parts {
                 },
                 Err(error) => Failure::new(Code::Busy, error.to_string()),
             };
+            tracing::debug!(partition = to.0, ?kind, failure = %last, "asked again");
             if self.rt.now() + pause > give_up {
                 return Err(Failure::new(Code::Busy, format!("partition {to}: {last}")));
             }

@@ -19,6 +19,7 @@ use super::opens::{FileLocks, Open, Opens};
 use super::peers::{Parts, check_server, fid_of, refusal};
 use super::record::{FileRecord, HandleKey, RUN_REGIONS};
 use super::{FILE_BYTES_MAX, FileChange, FileMutation, FileOutcome, FileRefusal};
+use crate::bfs::confirmed;
 use crate::partition::table::FileRecords;
 use crate::partition::{Mutation, Partition};
 
@@ -151,7 +152,10 @@ impl FileService {
                 break id;
             }
         };
-        self.opens.add(fid, open_id, Open { session, rights });
+        // The request may have waited long for the file's turn: longer than its session lived.
+        if !self.opens.add(fid, open_id, Open { session, rights }) {
+            return Err(session_ended());
+        }
         let capability = Capability { session, fid, rights, signature: [0; 16] };
         Ok(FileHandle {
             capability: (&capability).into(),
@@ -182,10 +186,13 @@ impl FileService {
         };
         if ask.open_id != 0 && !close {
             let open = Open { session: capability.session, rights: capability.rights };
-            self.opens.add(fid, ask.open_id, open);
+            if !self.opens.add(fid, ask.open_id, open) {
+                return Err(session_ended());
+            }
         }
         if ask.durable_name {
             let named = self.parts.bfs.fsync_name(&self.binding(&record.key)).await;
+            let named = confirmed(&*self.parts.bfs, named).await;
             named.map_err(|error| refusal(&error))?;
         }
         if ask.size > record.size || (ask.mtime_ns != 0 && ask.mtime_ns != record.mtime_ns) {
@@ -319,7 +326,7 @@ impl FileService {
     /// can't say any more how far it wrote.
     async fn end_session(self: &Rc<Self>, partition: &Rc<Partition>, session: SessionId) {
         let here = |fid| self.parts.partition_of(fid, RegionIndex(0)) == partition.id();
-        for (fid, wrote) in self.opens.end_session(session, here) {
+        for (fid, wrote) in self.opens.end_session(session, self.parts.rt.now(), here) {
             if let Err(failure) = self.end_open(partition, fid, wrote).await {
                 tracing::warn!(%fid, %failure, "size after a dead session is not known");
             }
@@ -348,6 +355,7 @@ impl FileService {
     async fn read_guard_again(&self, partition: &Rc<Partition>, fid: Fid) -> Result<(), Failure> {
         let Some(record) = self.record(partition, fid) else { return Ok(()) };
         let found = self.parts.bfs.stat(&self.binding(&record.key)).await;
+        let found = confirmed(&*self.parts.bfs, found).await;
         let found = found.map_err(|error| refusal(&error))?;
         // The size is compared as before: only the time is ours.
         let guard = Guard { size: record.guard.size, mtime_ns: found.mtime_ns };
@@ -358,6 +366,11 @@ impl FileService {
 /// The file is not known here.
 pub(super) fn stale() -> Failure {
     Failure::new(Code::StaleFile, "the file is not known here")
+}
+
+/// The session that holds the file open is over: its client opens another.
+fn session_ended() -> Failure {
+    Failure::new(Code::NoSession, "the session has ended")
 }
 
 /// Rule 17. What only servers hold is believed to servers only.

@@ -10,7 +10,7 @@ use super::peers::refusal;
 use super::record::FileRecord;
 use super::service::{FileService, check_capability, stale};
 use super::{FileChange, FileOutcome};
-use crate::bfs::BfsError;
+use crate::bfs::{BfsError, confirmed};
 use crate::partition::Partition;
 
 impl FileService {
@@ -109,7 +109,8 @@ impl FileService {
         let bfs = &self.parts.bfs;
         bfs.check().await.map_err(|error| refusal(&error))?;
         let binding = self.binding(&record.key);
-        match bfs.truncate(&binding, size).await {
+        let cut = bfs.truncate(&binding, size).await;
+        match confirmed(&**bfs, cut).await {
             Ok(()) => {}
             Err(BfsError::Errno(libc::ESTALE)) => return Ok(None),
             Err(BfsError::Errno(
@@ -119,7 +120,8 @@ impl FileService {
             }
             Err(error) => return Err(refusal(&error)),
         }
-        match bfs.stat(&binding).await {
+        let found = bfs.stat(&binding).await;
+        match confirmed(&**bfs, found).await {
             Ok(found) => Ok(Some(Guard { size: found.size, mtime_ns: found.mtime_ns })),
             Err(BfsError::Errno(libc::ESTALE)) => Ok(None),
             Err(error) => Err(refusal(&error)),

@@ -3,21 +3,23 @@
 use std::rc::Rc;
 
 use bb_proto::meta::{
-    Attributes, Binding, Credentials, Namespace as Request, NamespaceOp, NamespaceReply, OpTwo,
+    Attributes, Binding, Credentials, Namespace as Request, NamespaceOp, NamespaceReply, OpMode,
+    OpOpen, OpTwo,
 };
 use bb_proto::{ClientSequence, Code, Failure, Fid, SessionId};
 
 use super::repeatable::is_regular;
 use super::session_mutation::{Intent, SessionChange, SessionOutcome};
 use super::write_through::{WriteThrough, final_answer, no_session};
-use crate::bfs::{BfsError, Found};
+use crate::bfs::{BfsError, Found, confirmed};
 use crate::files::fid_of;
 use crate::files::peers::{hidden_name, refusal};
 use crate::partition::Partition;
 use crate::planted::{self, Planted};
 
 /// How much older than its intent a directory or file may look that the intent made: clocks of
-/// the backing file system's servers differ, and its times are coarse.
+/// the backing file system's servers differ, and its times are coarse. Nothing was there when the
+/// intent was logged, so this concerns only what somebody else has moved there since.
 const CLOCK_SLACK_NS: i64 = 2_000_000_000;
 
 /// Files whose last name may be gone.
@@ -33,7 +35,15 @@ impl WriteThrough {
         number: Number,
         request: Request,
     ) -> Result<NamespaceReply, Failure> {
-        let (source, victim) = self.find_victims(&request).await?;
+        let (source, victim) = match self.look_before(&request).await {
+            Ok(victims) => victims,
+            Err(failure) => {
+                // Not logged: nothing was begun. A copy of the request that comes late must hear
+                // the same, and not be carried out.
+                self.remember(number, &Err(failure.clone()));
+                return Err(failure);
+            }
+        };
         let intent = Intent {
             process: self.parts.process(),
             at_ns: self.parts.rt.wall().0,
@@ -78,6 +88,9 @@ impl WriteThrough {
             Ok(None) => self.execute(&intent).await,
             Err(failure) => Err(failure),
         };
+        let (session, sequence) = (number.0.0, number.1.0);
+        let failure = result.as_ref().err().map(|failure| failure.to_string());
+        tracing::debug!(session, sequence, failure, "an operation in doubt was looked at");
         self.end(partition, number, result).await
     }
 
@@ -120,8 +133,10 @@ impl WriteThrough {
         });
     }
 
-    /// Identities of what the operation removes or moves.
-    async fn find_victims(
+    /// What the names say before anything is logged: identities of what the operation removes or
+    /// moves. What makes something is begun only where nothing is, so that after an I/O error what
+    /// was there before is not taken for our own work; the price is a lookup.
+    async fn look_before(
         &self,
         request: &Request,
     ) -> Result<(Option<Binding>, Option<Binding>), Failure> {
@@ -138,6 +153,16 @@ impl WriteThrough {
                 };
                 (Some(source), victim)
             }
+            Some(NamespaceOp::Open(op)) if !is_exclusive(op) => (None, None),
+            Some(
+                NamespaceOp::Mkdir(OpMode { path, .. }) | NamespaceOp::Open(OpOpen { path, .. }),
+            ) => match self.ours(look(path).await).await {
+                Err(failure) if failure.errno == libc::ENOENT => (None, None),
+                found => {
+                    found?;
+                    return Err(Failure::errno(libc::EEXIST, ""));
+                }
+            },
             _ => (None, None),
         })
     }
@@ -148,6 +173,8 @@ impl WriteThrough {
             Some(NamespaceOp::Unlink(op) | NamespaceOp::Rmdir(op)) => (&op.path, None),
             Some(NamespaceOp::Rename(op)) => (&op.from, None),
             Some(NamespaceOp::Mkdir(op)) => (&op.path, Some(None)),
+            // Opening again does no harm.
+            Some(NamespaceOp::Open(op)) if !is_exclusive(op) => return Ok(None),
             Some(NamespaceOp::Open(op)) => (&op.path, Some(Some(op))),
             _ => return Err(Failure::new(Code::Unsupported, "not an operation that is logged")),
         };
@@ -251,7 +278,8 @@ impl WriteThrough {
     /// Gives a file that is about to lose its last name a hidden one, if a client has it open.
     async fn keep_if_open(&self, victim: Option<&Binding>) -> Result<Option<Fid>, Failure> {
         let Some(binding) = victim else { return Ok(None) };
-        let attributes = match self.parts.bfs.stat(binding).await {
+        let found = self.parts.bfs.stat(binding).await;
+        let attributes = match confirmed(&*self.parts.bfs, found).await {
             Ok(attributes) => attributes,
             // Gone: then the call itself says what is wrong.
             Err(BfsError::Errno(libc::ESTALE)) => return Ok(None),
@@ -270,7 +298,7 @@ impl WriteThrough {
         }
         match self.parts.bfs.keep(binding, &hidden_name(fid)).await {
             Ok(()) => Ok(Some(fid)),
-            Err(error) => Err(refusal(&error)),
+            Err(error) => self.sure(Err(error)).await,
         }
     }
 
@@ -327,6 +355,10 @@ fn undecided(error: &BfsError) -> Failure {
         BfsError::Errno(_) => Failure::new(Code::Busy, format!("cannot look: {error}")),
         error => refusal(error),
     }
+}
+
+const fn is_exclusive(open: &OpOpen) -> bool {
+    open.flags & libc::O_EXCL != 0
 }
 
 fn is_doubtful(error: &BfsError) -> bool {

@@ -4,10 +4,10 @@ use bb_proto::meta::{
     Attributes, Done, FileHandle, FileOpen, FileSize, FileStat, FileState, FileTruncate, Guard,
     Namespace as Request, NamespaceOp, NamespaceReply, OpOpen, OpPath, OpTimes, OpTruncate,
 };
-use bb_proto::{Capability, Code, Failure, Fid, Kind, Rights};
+use bb_proto::{Capability, Code, Failure, Fid, Kind, Rights, SessionId};
 
 use super::write_through::WriteThrough;
-use crate::bfs::{BfsError, Found, Times};
+use crate::bfs::{BfsError, Found, Times, confirmed};
 use crate::files::fid_of;
 use crate::files::peers::refusal;
 
@@ -17,10 +17,7 @@ const PAGE_ENTRIES: usize = 1000;
 impl WriteThrough {
     /// Rule 11: "no such file", or "file exists", counts only if this is the backing file system.
     pub(super) async fn sure<T>(&self, result: Result<T, BfsError>) -> Result<T, Failure> {
-        if let Err(BfsError::Errno(_)) = result {
-            self.parts.bfs.check().await.map_err(|error| refusal(&error))?;
-        }
-        result.map_err(|error| refusal(&error))
+        confirmed(&*self.parts.bfs, result).await.map_err(|error| refusal(&error))
     }
 
     /// And what is found counts only if it is on the backing file system, not beneath it.
@@ -37,7 +34,7 @@ impl WriteThrough {
         let (bfs, caller) = (&self.parts.bfs, &request.credentials);
         let mut reply = NamespaceReply::default();
         match &request.op {
-            Some(NamespaceOp::Stat(op)) => reply.attributes = Some(self.stat(request, op).await?),
+            Some(NamespaceOp::Stat(op)) => reply = self.stat(request, op).await?,
             Some(NamespaceOp::Readdir(op)) => {
                 let page = bfs.readdir(caller, &op.path, &op.after, PAGE_ENTRIES).await;
                 let page = self.sure(page).await?;
@@ -72,12 +69,15 @@ impl WriteThrough {
     }
 
     /// Attributes of the backing file system under the size and time that applications made.
-    async fn stat(&self, request: &Request, op: &OpPath) -> Result<Attributes, Failure> {
+    async fn stat(&self, request: &Request, op: &OpPath) -> Result<NamespaceReply, Failure> {
         let found = self.parts.bfs.lookup(&request.credentials, &op.path, op.no_follow).await;
         let found = self.ours(found).await?;
         let mut attributes = found.attributes;
+        let mut file = None;
         if is_regular(&attributes) {
-            let state = self.file_state(fid_of(&found.binding)).await?;
+            let fid = fid_of(&found.binding);
+            let state = self.file_state(fid).await?;
+            file = Some(name_of(fid, &state));
             if state.known {
                 attributes.size = state.size;
             }
@@ -85,7 +85,7 @@ impl WriteThrough {
                 attributes.mtime_ns = state.mtime_ns;
             }
         }
-        Ok(attributes)
+        Ok(NamespaceReply { attributes: Some(attributes), file, ..Default::default() })
     }
 
     pub(super) async fn file_state(&self, fid: Fid) -> Result<FileState, Failure> {
@@ -218,6 +218,19 @@ impl WriteThrough {
 
 pub(super) const fn is_regular(attributes: &Attributes) -> bool {
     attributes.mode & libc::S_IFMT == libc::S_IFREG
+}
+
+/// Says which file something is about, and permits nothing.
+fn name_of(fid: Fid, state: &FileState) -> FileHandle {
+    let (session, rights) = (SessionId(0), Rights(0));
+    FileHandle {
+        capability: (&Capability { session, fid, rights, signature: [0; 16] }).into(),
+        region_log2: state.region_log2,
+        epoch: state.epoch,
+        size: state.size,
+        open_id: 0,
+        runs: Vec::new(),
+    }
 }
 
 const fn rights_of(flags: i32) -> Rights {

@@ -2,14 +2,16 @@
 //! answered, exactly once for its number (rule 8).
 //!
 //! Operations that cannot be done twice are logged before and after. The others (chmod, times,
-//! opening without O_EXCL, truncate, which has its own log) may be done again after a crash; their
-//! answers are kept in memory only, against requests that arrive twice.
+//! opening what exists, truncate, which has its own log) may be done again after a crash; their
+//! answers are kept in memory only, against requests that arrive twice. An open that makes a file is
+//! logged also without O_EXCL: done again it does no harm, but done late by a process that is gone
+//! it would bring back a file that was removed since.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use bb_proto::meta::{Namespace as Request, NamespaceOp, NamespaceReply};
+use bb_proto::meta::{Namespace as Request, NamespaceOp, NamespaceReply, OpOpen};
 use bb_proto::{ClientSequence, Code, Failure, ServiceClass, SessionId};
 use bb_runtime::sync::Notify;
 
@@ -115,12 +117,27 @@ impl WriteThrough {
         if is_logged(request.op.as_ref()) {
             return self.begin(partition, number, request).await;
         }
-        let result = self.repeatable(&request).await;
-        if let Some(answer) = final_answer(&result) {
+        let result = match without_creation(&request) {
+            Some(existing) => match self.repeatable(&existing).await {
+                // It would make a file. Logged, because the call may hang, outlive this process and
+                // make the file when another client has removed it already (rule 10).
+                Err(failure) if failure.errno == libc::ENOENT => {
+                    return self.begin(partition, number, request).await;
+                }
+                result => result,
+            },
+            None => self.repeatable(&request).await,
+        };
+        self.remember(number, &result);
+        result
+    }
+
+    /// Keeps an answer that is not logged, against requests that arrive twice.
+    pub(super) fn remember(&self, number: Number, result: &Result<NamespaceReply, Failure>) {
+        if let Some(answer) = final_answer(result) {
             let mut answered = self.answered.borrow_mut();
             answered.entry(number.0).or_default().insert(number.1, answer);
         }
-        result
     }
 
     fn check_session(&self, partition: &Partition, session: SessionId) -> Result<(), Failure> {
@@ -238,6 +255,18 @@ fn is_read_only(op: Option<&NamespaceOp>) -> bool {
                 | NamespaceOp::Statvfs(_)
         )
     )
+}
+
+/// Opens that make a file where there is none: the same that only opens what is there.
+fn without_creation(request: &Request) -> Option<Request> {
+    match &request.op {
+        Some(NamespaceOp::Open(open)) if open.flags & libc::O_CREAT != 0 => {
+            let flags = open.flags & !libc::O_CREAT;
+            let op = Some(NamespaceOp::Open(OpOpen { flags, ..open.clone() }));
+            Some(Request { op, ..request.clone() })
+        }
+        _ => None,
+    }
 }
 
 /// True for what must not be done twice.

@@ -7,9 +7,12 @@
 //! | `replay` | sorts what the log holds |
 //! | `serve` | who answers which request |
 //! | `checkpoint` | keeps the log short |
+//! | `inspect`, `record_names` | what a log holds, for people, without changing it |
 
 mod checkpoint;
 mod format;
+mod inspect;
+mod record_names;
 mod replay;
 mod serve;
 mod start;
@@ -32,6 +35,7 @@ use crate::partition::PartitionHost;
 use crate::residency::Residency;
 
 pub use format::{Plan, Progress, format};
+pub use inspect::{Kind, LogInspection, Owner, RecordLine, ReplayVerdict, inspect_log};
 pub use start::{Parts, RecoveryNews, SESSION_LEASE};
 
 /// Why a node cannot start (or be formatted).

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bb_cluster::{ClusterMap, DeviceState};
 use bb_commitlog::{ClusterUuid, Log, Options};
+use bb_erasure::{CodecId, codec};
 use bb_nvme::DeviceRef;
 use bb_proto::{DeviceId, Incarnation, NodeId};
 use bb_runtime::{BufPool, Rt};
@@ -83,6 +84,7 @@ impl Node {
         check_devices(&map, &superblocks, &log, &parts.unusable)?;
         check_bfs(&map, &*parts.bfs)?;
         parts.bfs.check().await?;
+        warn_of_codec(&map);
         let ctx = context(rt, &parts, log, &replayed, map);
         parts.bfs.hold(ctx.shared.incarnation).await?;
         let keeper = Keeper::new(ctx.clone(), std::mem::take(&mut replayed.keeper));
@@ -170,6 +172,15 @@ async fn identify(parts: &mut Parts) -> Result<(Vec<Superblock>, Devices), Start
     Ok((superblocks, devices))
 }
 
+/// Groups of a code that this build lacks are read while all their data blocks are there. Whoever
+/// started the wrong build should not learn that from the first lost device.
+fn warn_of_codec(map: &ClusterMap) {
+    let id = CodecId(u8::try_from(map.codec).unwrap_or(u8::MAX));
+    if let Err(error) = codec(id) {
+        tracing::warn!(%error, "lost blocks of this cluster's groups cannot be reconstructed");
+    }
+}
+
 /// The map after the operator has given up devices.
 fn without(mut map: ClusterMap, give_up: &[DeviceId]) -> ClusterMap {
     for entry in &mut map.devices {
@@ -217,13 +228,17 @@ async fn open_log(
     superblocks: &[Superblock],
     replayed: &mut Replayed,
 ) -> Result<Log, StartError> {
-    let mut options = parts.log_options.clone();
+    let options = expecting(parts.log_options.clone(), superblocks);
+    Ok(Log::open(rt, &parts.pool, &parts.log, options, replayed).await?)
+}
+
+/// Options that refuse the log of other devices for what it is, before anything is replayed.
+pub(super) fn expecting(mut options: Options, superblocks: &[Superblock]) -> Options {
     if let Some(first) = superblocks.first() {
-        // Before anything is replayed: the log of other devices is refused for what it is.
         options.expect.cluster = Some(ClusterUuid(first.cluster.0));
         options.expect.nonce = Some(first.nonce);
     }
-    Ok(Log::open(rt, &parts.pool, &parts.log, options, replayed).await?)
+    options
 }
 
 /// The devices must be the map's, and those of this log; all that the map has not given up must be

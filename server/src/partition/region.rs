@@ -306,7 +306,9 @@ impl Region {
                     Place::Pg { state, .. } => {
                         matches!(state, FragmentState::Clean | FragmentState::Deletable)
                     }
-                    Place::Placeholder(_) => false,
+                    // What a prestage is about to bring it may have read long ago: from the file as
+                    // it was before somebody changed it behind our back, perhaps.
+                    Place::Placeholder(_) => true,
                 };
                 let pieces: Vec<Piece> =
                     self.fragments.pieces(start, end).filter(given_up).collect();

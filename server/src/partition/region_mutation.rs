@@ -51,7 +51,7 @@ pub struct Written {
 pub enum PurgeMode {
     /// Nothing yet: clean bytes become deletable.
     Mark = 1,
-    /// Clean and deletable bytes.
+    /// Clean and deletable bytes, and placeholders.
     Clean = 2,
     /// All bytes, also dirty and pending ones, and placeholders.
     All = 3,

@@ -376,6 +376,21 @@ fn rule_10_ranges_under_a_predecessors_intent_wait_for_the_proof_of_its_death() 
 }
 
 #[test]
+fn rule_9_a_prestage_brings_nothing_that_it_read_before_a_purge() {
+    let mut state = opened();
+    let range = Range { start: 0, end: 60 };
+    let stage =
+        RegionMutation::StageBegin { id: REGION, op: OpId(1), process: OURS, range, epoch: EPOCH };
+    assert_eq!(region(&mut state, stage), RegionOutcome::Bytes(60));
+    // The file changed behind our back: what was read of it is out of date.
+    region(&mut state, RegionMutation::Purge { id: REGION, range: ALL, mode: PurgeMode::Clean });
+    let mut staged = commit(pg(1, 3), &[(0, 0, 60)]);
+    staged.stage = OpId(1);
+    assert_eq!(state.apply(&logged(staged)), Outcome::Pg(APPLIED));
+    assert_eq!(state_at(&state, 5), None);
+}
+
+#[test]
 fn rule_15_live_and_allocated_bytes_follow_every_change() {
     let mut state = opened();
     write(&mut state, pg(1, 1), &[(0, 0, 100), (200, 100, 100)]);

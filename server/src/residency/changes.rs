@@ -19,7 +19,7 @@ impl Residency {
     pub(super) async fn settle_changes(&self, job: &Rc<FileJob>) -> Result<bool, Failure> {
         let record = self.settled_record(job)?;
         let found = self.ctx.bfs.stat(&self.binding(&record)).await;
-        let guard = guard_of(&found.map_err(|error| failures::of_bfs(&error, "stat"))?);
+        let guard = guard_of(&failures::confirm(&*self.ctx.bfs, found, "stat").await?);
         let same = record.guard == guard && !record.rare().conflict;
         if same || planted::is(Planted::IgnoreGuard) {
             return Ok(true);

@@ -3,8 +3,17 @@
 use bb_pgio::{ReadError, WriteError};
 use bb_proto::{Code, Failure};
 
-use crate::bfs::BfsError;
+use crate::bfs::{Bfs, BfsError, confirmed};
 use crate::partition::region_mutation::RegionRefusal;
+
+/// What a call on the backing file system came to, if it is still ours (rule 11).
+pub(super) async fn confirm<T>(
+    bfs: &dyn Bfs,
+    result: Result<T, BfsError>,
+    what: &str,
+) -> Result<T, Failure> {
+    confirmed(bfs, result).await.map_err(|error| of_bfs(&error, what))
+}
 
 /// A call on the backing file system failed.
 pub(super) fn of_bfs(error: &BfsError, what: &str) -> Failure {

@@ -15,6 +15,7 @@ use futures_util::stream::{self, StreamExt};
 use super::file_jobs::FileJob;
 use super::region::UNDER_WAY;
 use super::{Residency, failures};
+use crate::bfs::{BfsError, confirmed};
 use crate::files::record::{FileRecord, RUN_REGIONS};
 use crate::files::{FileChange, FileMutation, FileOutcome, FileRefusal};
 use crate::partition::{Mutation, Partition};
@@ -139,9 +140,10 @@ impl Residency {
         if record.rare().truncating.is_none() {
             told = self.tell_size_and_time(&record, &binding, whole).await;
         }
-        let guard = match bfs.stat(&binding).await {
+        let found = bfs.stat(&binding).await;
+        let guard = match confirmed(&**bfs, found).await {
             Ok(found) => Some(guard_of(&found)),
-            Err(crate::bfs::BfsError::Errno(libc::ESTALE)) => None,
+            Err(BfsError::Errno(libc::ESTALE)) => None,
             Err(error) => return Err(failures::of_bfs(&error, "stat")),
         };
         self.change_file(job, FileChange::SyncEnd { op: job.op, guard }).await?;
@@ -156,16 +158,16 @@ impl Residency {
     ) -> Result<(), Failure> {
         let bfs = &self.ctx.bfs;
         let found = bfs.stat(binding).await;
-        let found = found.map_err(|error| failures::of_bfs(&error, "stat"))?;
+        let found = failures::confirm(&*self.ctx.bfs, found, "stat").await?;
         if whole && found.size < record.size {
             // It ends in bytes that nobody wrote. No truncate is under way: the file is locked.
             let grown = bfs.truncate(binding, record.size).await;
-            grown.map_err(|error| failures::of_bfs(&error, "setting the size"))?;
+            failures::confirm(&*self.ctx.bfs, grown, "setting the size").await?;
         }
         if record.mtime_ns != 0 {
             let times = crate::bfs::Times { atime_ns: None, mtime_ns: Some(record.mtime_ns) };
             let set = bfs.set_times(binding, times).await;
-            set.map_err(|error| failures::of_bfs(&error, "setting the times"))?;
+            failures::confirm(&*self.ctx.bfs, set, "setting the times").await?;
         }
         Ok(())
     }
@@ -178,7 +180,7 @@ impl Residency {
                 self.settle_changes(job).await?;
                 let record = self.record(job)?;
                 let found = self.ctx.bfs.stat(&self.binding(&record)).await;
-                let found = found.map_err(|error| failures::of_bfs(&error, "stat"))?;
+                let found = failures::confirm(&*self.ctx.bfs, found, "stat").await?;
                 let end = job.range.end.min(found.size).min(record.size);
                 Ok((job.range.start, end, record.region_log2))
             })
@@ -193,7 +195,10 @@ impl Residency {
         };
         let (from, to) = (index(first)?, index(end - 1)?);
         for run in from / RUN_REGIONS..=to / RUN_REGIONS {
-            self.change_file(job, FileChange::Register { run, regions: RUN_REGIONS }).await?;
+            // No more than will be touched: each registered region is asked at every truncate, count
+            // and drop of the file.
+            let regions = (to - run * RUN_REGIONS).min(RUN_REGIONS - 1) + 1;
+            self.change_file(job, FileChange::Register { run, regions }).await?;
         }
         let regions: Vec<RegionIndex> = (from..=to).map(RegionIndex).collect();
         self.run_regions(job, &regions).await?;
@@ -212,7 +217,7 @@ impl Residency {
                 let _lock = self.files.lock(job.fid).await;
                 let record = self.settled_record(job)?;
                 let found = self.ctx.bfs.stat(&self.binding(&record)).await;
-                let found = found.map_err(|error| failures::of_bfs(&error, "stat"))?;
+                let found = failures::confirm(&*self.ctx.bfs, found, "stat").await?;
                 self.change_file(job, FileChange::Rebase { guard: guard_of(&found) }).await
             })
             .await?;

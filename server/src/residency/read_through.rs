@@ -56,7 +56,7 @@ impl Residency {
         let mut buffer = self.ctx.pool.alloc(len).await;
         buffer.set_len(len);
         let read = self.ctx.bfs.read(&terms.binding, wanted.offset, buffer).await;
-        let (mut buffer, got) = read.map_err(|error| failures::of_bfs(&error, "read"))?;
+        let (mut buffer, got) = failures::confirm(&*self.ctx.bfs, read, "read").await?;
         buffer.set_len(len);
         // Looked at after the read: a truncate that began before it counts.
         let id = RegionId { fid, region };

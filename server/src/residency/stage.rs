@@ -91,13 +91,7 @@ impl Residency {
     }
 
     async fn stage_all(&self, job: &Job, partition: &Rc<Partition>) -> Result<u64, Failure> {
-        let map = self.ctx.shared.map();
-        let small = |count: u32| u8::try_from(count).unwrap_or(u8::MAX);
-        let wanted = Geometry::new(small(map.data), small(map.parity));
-        let wanted = wanted.map_err(|e| Failure::new(Code::Invalid, e.to_string()))?;
-        let geometry = usable_geometry(&map, wanted)
-            .ok_or_else(|| Failure::new(Code::NoSpace, "too few devices"))?;
-        let window = Shape::full(geometry, 14).data_bytes().min(PG_DATA_BYTES_MAX) as u64;
+        let window = window_of(self.stage_geometry()?);
         let failure: RefCell<Option<Failure>> = RefCell::default();
         let stage = |range: Range| {
             let failure = &failure;
@@ -105,7 +99,7 @@ impl Residency {
                 if failure.borrow().is_some() {
                     return 0;
                 }
-                let staged = self.stage_group(job, partition, geometry, range).await;
+                let staged = self.stage_range(job, partition, range).await;
                 staged.unwrap_or_else(|error| {
                     failure.borrow_mut().get_or_insert(error);
                     0
@@ -116,6 +110,46 @@ impl Residency {
         let counts = stream::iter(ranges).map(stage).buffer_unordered(GROUPS_AT_ONCE);
         let bytes = counts.fold(0, |sum, bytes| async move { sum + bytes }).await;
         failure.into_inner().map_or(Ok(bytes), Err)
+    }
+
+    /// The geometry of new groups: it shrinks with the number of devices.
+    fn stage_geometry(&self) -> Result<Geometry, Failure> {
+        let map = self.ctx.shared.map();
+        let small = |count: u32| u8::try_from(count).unwrap_or(u8::MAX);
+        let wanted = Geometry::new(small(map.data), small(map.parity));
+        let wanted = wanted.map_err(|e| Failure::new(Code::Invalid, e.to_string()))?;
+        usable_geometry(&map, wanted).ok_or_else(|| Failure::new(Code::NoSpace, "too few devices"))
+    }
+
+    /// Brings one range: as one group, unless devices were lost since it was cut out.
+    async fn stage_range(
+        &self,
+        job: &Job,
+        partition: &Rc<Partition>,
+        range: Range,
+    ) -> Result<u64, Failure> {
+        let (mut start, mut bytes) = (range.start, 0);
+        while start < range.end {
+            let geometry = self.stage_geometry()?;
+            let window = window_of(geometry);
+            let end = range.end.min((start / window + 1) * window);
+            match self.stage_group(job, partition, geometry, Range { start, end }).await {
+                Ok(staged) => {
+                    bytes += staged;
+                    start = end;
+                }
+                Err(failure) if failure.kind() == Code::NoSpace => {
+                    // Not for want of room, if a device of the group has failed meanwhile: the map
+                    // says so in a moment.
+                    self.ctx.rt.sleep(PAUSE).await;
+                    if self.stage_geometry()?.total() >= geometry.total() {
+                        return Err(failure);
+                    }
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(bytes)
     }
 
     /// Brings one range, as one group. Gives the number of bytes that the file has there.
@@ -171,7 +205,7 @@ impl Residency {
         if wanted > 0 {
             buffer.set_len(wanted);
             let read = self.ctx.bfs.read(&job.order.binding, at, buffer).await;
-            let (filled, count) = read.map_err(|error| failures::of_bfs(&error, "read"))?;
+            let (filled, count) = failures::confirm(&*self.ctx.bfs, read, "read").await?;
             (buffer, got) = (filled, count.min(wanted));
         }
         buffer.set_len(block);
@@ -255,6 +289,11 @@ impl Residency {
         let node = u64::from(shared.node.0 & 0x7F_FFFF);
         SessionId(1 << 63 | node << 40 | (shared.incarnation.0 & 0xFF_FFFF_FFFF))
     }
+}
+
+/// Most bytes of a group.
+fn window_of(geometry: Geometry) -> u64 {
+    Shape::full(geometry, 14).data_bytes().min(PG_DATA_BYTES_MAX) as u64
 }
 
 /// What the job's placeholders cover, cut at multiples of a group's size.

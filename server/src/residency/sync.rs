@@ -172,7 +172,7 @@ impl Residency {
 
     async fn fsync(&self, job: &Job) -> Result<(), Failure> {
         let done = self.ctx.bfs.fsync(&job.order.binding).await;
-        done.map_err(|error| failures::of_bfs(&error, "fsync"))
+        failures::confirm(&*self.ctx.bfs, done, "fsync").await
     }
 
     async fn write_round(
@@ -247,7 +247,7 @@ impl Residency {
         for (start, end) in runs(&parts) {
             let bytes = cut(batch, &buffers, start, end);
             let done = self.ctx.bfs.write(&job.order.binding, start, bytes).await;
-            done.map_err(|error| failures::of_bfs(&error, "write"))?;
+            failures::confirm(&*self.ctx.bfs, done, "write").await?;
         }
         progress.written.borrow_mut().extend(parts);
         Ok(())

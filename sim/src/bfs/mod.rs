@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bb_proto::Incarnation;
 use bb_proto::meta::{Attributes, Binding, Credentials, Space};
-use bb_runtime::{Buf, BufMut, Rt};
+use bb_runtime::{Buf, BufMut, Instant, Rt};
 use bb_server::bfs::{Bfs, BfsError, BfsFuture, DirPage, Found, Times};
 use futures_channel::oneshot;
 
@@ -58,6 +58,21 @@ pub struct BfsFaultCounts {
     pub lost_at_power_cut: u64,
 }
 
+/// What a client may notice of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BfsFault {
+    /// A call failed with EIO.
+    IoError,
+    /// A lookup did not find what is there.
+    Race,
+    /// A call met no space.
+    NoSpace,
+    /// A call met something else than the file system.
+    Unmounted,
+    /// It was mounted again.
+    CameBack,
+}
+
 struct Shared {
     rt: Rt,
     uuid: [u8; 16],
@@ -68,6 +83,8 @@ struct Shared {
     faults: Cell<BfsFaults>,
     counts: Cell<BfsFaultCounts>,
     locks: RefCell<BTreeMap<Incarnation, Weak<Life>>>,
+    /// When each fault last hit a call.
+    last: RefCell<BTreeMap<BfsFault, Instant>>,
 }
 
 /// A process as the file system sees it: alive until it was killed and its last call has ended.
@@ -95,6 +112,7 @@ impl SimBfs {
                 faults: Cell::default(),
                 counts: Cell::default(),
                 locks: RefCell::default(),
+                last: RefCell::default(),
             }),
         }
     }
@@ -115,8 +133,16 @@ impl SimBfs {
         self.shared.counts.get()
     }
 
+    /// True if a call has met this fault since then.
+    pub fn has_met(&self, fault: BfsFault, since: Instant) -> bool {
+        self.shared.last.borrow().get(&fault).is_some_and(|last| *last >= since)
+    }
+
     /// Takes it away, or brings it back.
     pub fn set_mounted(&self, mounted: bool) {
+        if mounted && !self.shared.mounted.replace(mounted) {
+            self.shared.met(BfsFault::CameBack);
+        }
         self.shared.mounted.set(mounted);
     }
 
@@ -186,6 +212,11 @@ impl Shared {
         self.counts.set(counts);
     }
 
+    fn met(&self, fault: BfsFault) {
+        tracing::debug!(?fault, "a call of the backing file system");
+        self.last.borrow_mut().insert(fault, self.rt.now());
+    }
+
     fn hits(&self, ppm: u64) -> bool {
         ppm > 0 && self.rt.random_below(1_000_000) < ppm
     }
@@ -213,14 +244,17 @@ impl Shared {
         }
         if !self.mounted.get() {
             self.count(|counts| counts.unmounted += 1);
+            self.met(BfsFault::Unmounted);
         }
         if is_lookup && self.hits(faults.race_ppm) {
             self.count(|counts| counts.races += 1);
+            self.met(BfsFault::Race);
             return Err(BfsError::Errno(libc::ENOENT));
         }
         let fails = self.hits(faults.io_error_ppm);
         if fails && self.rt.random_below(2) == 0 {
             self.count(|counts| counts.io_errors += 1);
+            self.met(BfsFault::IoError);
             return Err(BfsError::Errno(libc::EIO));
         }
         if life.killed.get() {
@@ -229,9 +263,11 @@ impl Shared {
         let result = call(&mut self.now_tree());
         if matches!(result, Err(BfsError::Errno(libc::ENOSPC))) {
             self.count(|counts| counts.no_space += 1);
+            self.met(BfsFault::NoSpace);
         }
         if fails {
             self.count(|counts| counts.io_errors_late += 1);
+            self.met(BfsFault::IoError);
             return Err(BfsError::Errno(libc::EIO));
         }
         result

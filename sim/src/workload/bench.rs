@@ -6,9 +6,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bb_client::Error;
+use bb_proto::Code;
 use bb_runtime::{Instant, Rt};
 
 use super::names::Names;
+use crate::bfs::BfsFault;
 use crate::family::Family;
 use crate::model::{Actor, Model, Moment, Violation};
 use crate::world::World;
@@ -157,9 +159,16 @@ impl Bench {
         *self.outcomes.borrow_mut().entry((what, how)).or_default() += 1;
     }
 
-    /// An operation failed: counts it, and judges whether the faults of the family permit that.
-    /// `gone`: the file's name was removed, so that others may lose it.
-    pub fn failed(&self, what: &'static str, who: Actor, error: &Error, gone: bool) {
+    /// An operation that began at `begun` failed: counts it, and judges whether a fault explains
+    /// that. `gone`: the file's name was removed, so that others may lose it.
+    pub fn failed(
+        &self,
+        what: &'static str,
+        who: Actor,
+        begun: Instant,
+        error: &Error,
+        gone: bool,
+    ) {
         self.note(|| format!("c{} {what} failed: {error}", who.0));
         let errno = error.errno();
         if errno == libc::ENOSPC {
@@ -171,14 +180,28 @@ impl Bench {
             libc::ESTALE => gone,
             _ => false,
         };
-        let bfs = self.family.bad_bfs()
-            && matches!(
-                errno,
-                libc::EIO | libc::ENOENT | libc::ENOSPC | libc::EWOULDBLOCK | libc::ESTALE
-            )
-            && !matches!(error, Error::Lost(_) | Error::Protocol(_));
-        if !permitted && !bfs {
+        if !permitted && !self.bfs_explains(begun, error) {
             self.violation(format!("{what} by client {} failed: {error} ({errno})", who.0));
+        }
+    }
+
+    /// True if the backing file system gave this answer to somebody since then, or was away. While
+    /// it is away the server says that, and not what lies beneath (rule 11); only where it came back
+    /// between a call and the look for the marker, the call's answer stands. (A real server resolves
+    /// names beneath a root that it holds, so that nothing beneath the mount can answer.)
+    fn bfs_explains(&self, begun: Instant, error: &Error) -> bool {
+        let met = |fault| self.world.bfs.has_met(fault, begun);
+        let came_back = met(BfsFault::Unmounted) && met(BfsFault::CameBack);
+        match error {
+            Error::Lost(_) | Error::Protocol(_) => false,
+            error if error.is(Code::BfsUnavailable) => met(BfsFault::Unmounted),
+            error => match error.errno() {
+                libc::EIO => met(BfsFault::IoError),
+                libc::ENOENT => met(BfsFault::Race) || came_back,
+                libc::ESTALE => came_back,
+                libc::ENOSPC => met(BfsFault::NoSpace),
+                _ => false,
+            },
         }
     }
 }

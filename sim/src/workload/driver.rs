@@ -5,7 +5,8 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bb_client::File;
+use bb_client::{Error, File};
+use bb_runtime::Instant;
 
 use super::bench::Bench;
 use super::names::Owner;
@@ -45,6 +46,8 @@ pub(super) struct Worker {
     pub(super) place: usize,
     pub(super) handles: Rc<RefCell<Vec<Rc<Handle>>>>,
     pub(super) appender: Rc<RefCell<Option<Rc<File>>>>,
+    /// When the operation of this task began.
+    begun: Cell<Instant>,
 }
 
 /// Prepares the names of a run.
@@ -81,6 +84,7 @@ pub async fn run_place(bench: Rc<Bench>, place: Rc<Place>, number: usize) {
             place: number,
             handles: Rc::default(),
             appender: Rc::default(),
+            begun: Cell::new(bench.rt().now()),
         };
         let tasks: Vec<_> = (0..TASKS)
             .map(|_| {
@@ -111,6 +115,15 @@ impl Worker {
         self.bench.world.draw(bound)
     }
 
+    pub(super) fn begun(&self) -> Instant {
+        self.begun.get()
+    }
+
+    /// The operation failed: see [`Bench::failed`].
+    pub(super) fn failed(&self, what: &'static str, error: &Error, gone: bool) {
+        self.bench.failed(what, self.process.actor, self.begun.get(), error, gone);
+    }
+
     async fn run(&self) {
         while self.bench.left.get() > 0 {
             self.think().await;
@@ -134,6 +147,7 @@ impl Worker {
     }
 
     async fn operate(&self) {
+        self.begun.set(self.bench.rt().now());
         if self.draw(100) < self.bench.family.names_percent() {
             return self.change_names().await;
         }
@@ -161,6 +175,7 @@ impl Worker {
     async fn end(&self) {
         loop {
             let Some(handle) = self.handles.borrow_mut().pop() else { break };
+            self.begun.set(self.bench.rt().now());
             self.close(handle).await;
         }
         let appender = self.appender.borrow_mut().take();

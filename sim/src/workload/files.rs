@@ -51,7 +51,7 @@ impl Worker {
             }
             Ok(written) => bench.violation(format!("write of {len} bytes: {written}")),
             Err(error) => {
-                bench.failed("write", actor, &error, bench.names.is_gone(handle.id));
+                self.failed("write", &error, bench.names.is_gone(handle.id));
             }
         }
     }
@@ -86,7 +86,7 @@ impl Worker {
                 };
                 bench.judge("read", actor, verdict);
             }
-            Err(error) => bench.failed("read", actor, &error, bench.names.is_gone(handle.id)),
+            Err(error) => self.failed("read", &error, bench.names.is_gone(handle.id)),
         }
     }
 
@@ -103,7 +103,7 @@ impl Worker {
             }
             Err(error) => {
                 bench.model.borrow_mut().given_up(handle.id, actor);
-                bench.failed("fsync", actor, &error, bench.names.is_gone(handle.id));
+                self.failed("fsync", &error, bench.names.is_gone(handle.id));
             }
         }
     }
@@ -131,7 +131,7 @@ impl Worker {
             }
             Err(error) => {
                 bench.model.borrow_mut().given_up(handle.id, actor);
-                bench.failed("close", actor, &error, bench.names.is_gone(handle.id));
+                self.failed("close", &error, bench.names.is_gone(handle.id));
             }
         }
     }
@@ -151,7 +151,7 @@ impl Worker {
                 bench.model.borrow_mut().durable(handle.id, id);
                 bench.count("truncate", "ok");
             }
-            Err(error) => bench.failed("truncate", actor, &error, bench.names.is_gone(handle.id)),
+            Err(error) => self.failed("truncate", &error, bench.names.is_gone(handle.id)),
         }
     }
 
@@ -168,7 +168,7 @@ impl Worker {
                 drop(model);
                 bench.judge("fstat", actor, verdict);
             }
-            Err(error) => bench.failed("fstat", actor, &error, bench.names.is_gone(handle.id)),
+            Err(error) => self.failed("fstat", &error, bench.names.is_gone(handle.id)),
         }
     }
 
@@ -177,7 +177,7 @@ impl Worker {
         let (bench, actor) = (&self.bench, self.process.actor);
         let file = match self.appender().await {
             Ok(file) => file,
-            Err(error) => return bench.failed("open", actor, &error, false),
+            Err(error) => return self.failed("open", &error, false),
         };
         let number = bench.new_file();
         let record = append_record(number, usize::try_from(self.draw(3_000)).unwrap_or(0));
@@ -192,7 +192,7 @@ impl Worker {
                 bench.count("append", "ok");
                 bench.appended.borrow_mut().insert(number, true);
             }
-            Err(error) => bench.failed("append", actor, &error, false),
+            Err(error) => self.failed("append", &error, false),
         }
     }
 

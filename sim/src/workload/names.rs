@@ -138,7 +138,8 @@ impl Names {
     }
 }
 
-/// Names in use. Dropped without [`NameGuard::done`] after having been taken, they are given up.
+/// Names in use. Dropped without [`NameGuard::done`] after having been taken, or while something may
+/// make them, they are given up.
 pub struct NameGuard {
     names: Names,
     slots: Vec<usize>,
@@ -147,6 +148,12 @@ pub struct NameGuard {
 }
 
 impl NameGuard {
+    /// The operation makes the name if it comes so late that somebody has removed it.
+    pub fn may_make(mut self) -> Self {
+        self.done = false;
+        self
+    }
+
     /// The operation has ended and its outcome is known.
     pub fn done(mut self) {
         self.done = true;
@@ -158,11 +165,14 @@ impl Drop for NameGuard {
         let mut slots = self.names.slots.borrow_mut();
         for at in &self.slots {
             let slot = &mut slots[*at];
-            if !self.exclusive {
+            if self.exclusive {
+                slot.exclusive = false;
+            } else {
                 slot.shared -= 1;
-                continue;
+                if self.done {
+                    continue;
+                }
             }
-            slot.exclusive = false;
             slot.version += 1;
             if !self.done {
                 self.names.given_up.borrow_mut().push(slot.path.clone());

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::driver::{Handle, Worker};
 use super::names::NameGuard;
+use crate::bfs::BfsFault;
 
 impl Worker {
     fn pick<T: Copy>(&self, from: &[T]) -> T {
@@ -54,6 +55,7 @@ impl Worker {
         let fresh = bench.tick();
         // O_CREAT on what exists changes nothing.
         let create = if self.draw(3) == 0 { libc::O_CREAT } else { 0 };
+        let guard = if create == 0 { guard } else { guard.may_make() };
         bench.note(|| format!("c{} open {path} (f{id}) {flags:#o} as {cut:?}", actor.0));
         match self.process.client.open(path.as_bytes(), flags | create, 0o644).await {
             Ok(file) => {
@@ -63,10 +65,15 @@ impl Worker {
                     bench.model.borrow_mut().durable(id, cut);
                 }
                 self.keep(id, file, flags, fresh);
+                guard.done();
             }
-            Err(error) => bench.failed("open", actor, &error, false),
+            Err(error) => {
+                self.failed("open", &error, false);
+                if create == 0 {
+                    guard.done();
+                }
+            }
         }
-        guard.done();
     }
 
     fn keep(&self, id: u64, file: bb_client::File, flags: i32, fresh: crate::model::Moment) {
@@ -90,7 +97,7 @@ impl Worker {
                 self.keep(id, file, flags, fresh);
                 guard.done();
             }
-            Err(error) => bench.failed("create", actor, &error, false),
+            Err(error) => self.failed("create", &error, false),
         }
     }
 
@@ -102,7 +109,7 @@ impl Worker {
         match self.process.client.open(path.as_bytes(), flags, 0o644).await {
             Ok(_) => bench.violation(format!("an exclusive create of {path} met no file")),
             Err(error) if error.errno() == libc::EEXIST => bench.count("create", "EEXIST"),
-            Err(error) => bench.failed("create", actor, &error, false),
+            Err(error) => self.failed("create", &error, false),
         }
         guard.done();
     }
@@ -126,7 +133,7 @@ impl Worker {
             }
             (Ok(_), None) => bench.violation(format!("stat of {} found a file", known.path)),
             (Err(error), None) if error.errno() == libc::ENOENT => bench.count("stat", "ENOENT"),
-            (Err(error), _) => bench.failed("stat", actor, &error, false),
+            (Err(error), _) => self.failed("stat", &error, false),
         }
         guard.done();
     }
@@ -151,7 +158,7 @@ impl Worker {
                 bench.count("unlink", "ENOENT");
                 guard.done();
             }
-            (Err(error), _) => bench.failed("unlink", actor, &error, false),
+            (Err(error), _) => self.failed("unlink", &error, false),
         }
     }
 
@@ -195,7 +202,7 @@ impl Worker {
                 bench.count("rename", "EEXIST");
                 guard.done();
             }
-            Err(error) => bench.failed("rename", actor, &error, false),
+            Err(error) => self.failed("rename", &error, false),
         }
     }
 
@@ -216,7 +223,7 @@ impl Worker {
                 bench.count("mkdir", "EEXIST");
                 guard.done();
             }
-            (Err(error), _) => bench.failed("mkdir", actor, &error, false),
+            (Err(error), _) => self.failed("mkdir", &error, false),
         }
     }
 
@@ -237,7 +244,7 @@ impl Worker {
                 bench.count("rmdir", "ENOENT");
                 guard.done();
             }
-            (Err(error), _) => bench.failed("rmdir", actor, &error, false),
+            (Err(error), _) => self.failed("rmdir", &error, false),
         }
     }
 
@@ -251,10 +258,11 @@ impl Worker {
         let (before, outages_before) = ((known(&bench.names), known(&bench.dirs)), outages());
         let entries = match self.process.client.readdir(b"/").await {
             Ok(entries) => entries,
-            Err(error) => return bench.failed("readdir", actor, &error, false),
+            Err(error) => return self.failed("readdir", &error, false),
         };
         bench.count("readdir", "ok");
-        if outages() != outages_before {
+        let came_back = bench.world.bfs.has_met(BfsFault::CameBack, self.begun());
+        if came_back || outages() != outages_before {
             // It may have been away for the listing and back for the check.
             return;
         }

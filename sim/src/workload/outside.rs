@@ -47,9 +47,10 @@ impl Worker {
         }
         let path = path(number);
         let begun = bench.tick();
+        bench.note(|| format!("c{} open {path}", actor.0));
         let file = match self.process.client.open(path.as_bytes(), libc::O_RDONLY, 0).await {
             Ok(file) => file,
-            Err(error) => return bench.failed("open", actor, &error, false),
+            Err(error) => return self.failed("open", &error, false),
         };
         if self.draw(3) == 0 {
             self.operate_on(&file, bb_proto::meta::Residency::Prestage, number as u64).await;
@@ -68,10 +69,10 @@ impl Worker {
                     ));
                 }
             }
-            Err(error) => bench.failed("read outside", actor, &error, false),
+            Err(error) => self.failed("read outside", &error, false),
         }
         if let Err(error) = file.close().await {
-            bench.failed("close", actor, &error, false);
+            self.failed("close", &error, false);
         }
     }
 

@@ -68,17 +68,17 @@ impl Worker {
             Err(error) => {
                 // What was to be written back first may have failed with it.
                 bench.model.borrow_mut().given_up(id, actor);
-                bench.failed(what, actor, error, bench.names.is_gone(id));
+                self.failed(what, error, bench.names.is_gone(id));
             }
         }
         result.is_ok()
     }
 
     async fn statistics(&self, handle: &Handle) {
-        let (bench, actor) = (&self.bench, self.process.actor);
+        let bench = &self.bench;
         match handle.file.fragment_statistics().await {
             Ok(_) => bench.count("frag-stat", "ok"),
-            Err(error) => bench.failed("frag-stat", actor, &error, bench.names.is_gone(handle.id)),
+            Err(error) => self.failed("frag-stat", &error, bench.names.is_gone(handle.id)),
         }
     }
 }

@@ -5,7 +5,7 @@ mod world;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bb_proto::meta::{FileDrop, FileTruncate, NamespaceOp, encode};
+use bb_proto::meta::{FileDrop, FileSize, FileTruncate, NamespaceOp, encode};
 use bb_proto::{Code, Kind};
 use bb_sim::bfs::BfsFaults;
 use futures_util::future::join;
@@ -73,6 +73,64 @@ fn rule_8_a_second_request_of_one_number_is_not_done_again() {
         let again = client.op(mkdir("/d")).await.expect_err("another number");
         assert_eq!(again.errno, libc::EEXIST);
     });
+}
+
+#[test]
+fn rule_8_after_an_io_error_what_was_there_before_is_not_taken_for_our_own_work() {
+    for seed in 0..SEEDS {
+        simulate(seed, |world| async move {
+            let client = world.session(1).await;
+            client.op(mkdir("/d")).await.expect("mkdir");
+            client.open("/f", NEW).await.expect("create");
+            world.bfs.set_faults(BfsFaults { io_error_ppm: 300_000, ..slow() });
+            for op in [mkdir("/d"), open("/f", NEW)] {
+                let failure = client.op(op).await.expect_err("it is there");
+                assert!([libc::EEXIST, libc::EIO].contains(&failure.errno), "{seed}: {failure}");
+            }
+        });
+    }
+}
+
+#[test]
+fn rule_8_a_failure_is_answered_as_it_was_also_when_it_would_succeed_now() {
+    simulate(11, |world| async move {
+        let client = world.session(1).await;
+        client.op(mkdir("/d")).await.expect("mkdir");
+        let mkdir_again = client.request(client.number(), mkdir("/d"));
+        let unlink = client.request(client.number(), NamespaceOp::Unlink(at("/f")));
+        let ask = |body: &Vec<u8>| world.ask(Kind::Namespace, client.home(), body.clone());
+        assert_eq!(ask(&mkdir_again).await.expect_err("is there").errno, libc::EEXIST);
+        assert_eq!(ask(&unlink).await.expect_err("is not there").errno, libc::ENOENT);
+        client.op(NamespaceOp::Rmdir(at("/d"))).await.expect("rmdir");
+        client.open("/f", NEW).await.expect("create");
+        assert_eq!(ask(&mkdir_again).await.expect_err("late").errno, libc::EEXIST);
+        assert_eq!(ask(&unlink).await.expect_err("late").errno, libc::ENOENT);
+        assert!(world.bfs.files().contains_key(&b"/f"[..]));
+    });
+}
+
+#[test]
+fn rule_10_a_creation_that_hangs_does_not_bring_a_removed_file_back() {
+    for seed in 0..SEEDS {
+        simulate(seed, |world| async move {
+            let client = world.session(1).await;
+            let hang = Duration::from_secs(20);
+            let hangs = BfsFaults { hang_ppm: 500_000, hang_max: hang, ..BfsFaults::default() };
+            world.bfs.set_faults(hangs);
+            let create = client.open("/f", libc::O_CREAT | libc::O_RDWR);
+            let crash = async {
+                world.rt.sleep(Duration::from_millis(10)).await;
+                world.kill();
+                world.bfs.set_faults(BfsFaults::default());
+                world.start().await;
+            };
+            let (created, ()) = join(create, crash).await;
+            created.expect("in the end");
+            client.op(NamespaceOp::Unlink(at("/f"))).await.expect("unlink");
+            world.rt.sleep(hang * 2).await;
+            assert!(world.bfs.files().is_empty(), "seed {seed}: it is there again");
+        });
+    }
 }
 
 #[test]
@@ -240,6 +298,17 @@ fn rule_11_an_unmounted_file_system_drops_nothing_and_finds_nothing() {
             let failure = client.op(op).await.expect_err("not there");
             assert_eq!(failure.kind(), Code::BfsUnavailable);
         }
+        let fsync = encode(&FileSize {
+            capability: handle.capability.clone(),
+            epoch: handle.epoch,
+            size: 0,
+            append: 0,
+            durable_name: true,
+            open_id: 0,
+            mtime_ns: 0,
+        });
+        let refused = world.ask_once(Kind::FileSize, home(fid), fsync).await;
+        assert_eq!(refused.expect_err("says nothing of the file").kind(), Code::BfsUnavailable);
         let drop_it = encode(&FileDrop { fid: fid.into(), binding });
         let refused = world.ask_as_server(Kind::FileDrop, home(fid), drop_it).await;
         assert_eq!(refused.expect_err("proves nothing").kind(), Code::BfsUnavailable);

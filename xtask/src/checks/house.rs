@@ -29,6 +29,8 @@ const MAY_KNOW: &[(&str, &str)] = &[
         "sim",
         "proto runtime erasure nvme commitlog rdma-transport consensus cluster pgio server client-lib",
     ),
+    // Tests of any crate may use it.
+    ("fuzz", ""),
     ("xtask", ""),
 ];
 
