@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bb_cluster::ClusterMap;
+use bb_cluster::{ClusterMap, MapDelta};
 use bb_proto::meta::{self, GetMap, GetMapReply};
 use bb_proto::{Code, Kind, NodeId, PartitionId, ServiceClass, Tick};
 use bb_runtime::{Buf, BufPool, Rt, sync::Notify};
@@ -32,6 +32,8 @@ struct Inner {
     tick: Cell<Tick>,
     refreshing: Cell<bool>,
     refreshed: Notify,
+    /// The server that answered last.
+    answers: RefCell<Option<Address>>,
     request_timeout: Duration,
     command_timeout: Duration,
 }
@@ -72,6 +74,7 @@ impl Link {
             tick: Cell::new(Tick(0)),
             refreshing: Cell::new(false),
             refreshed: Notify::new(),
+            answers: RefCell::default(),
             request_timeout: timeouts.0,
             command_timeout: timeouts.1,
         }));
@@ -243,6 +246,16 @@ impl Link {
         let more: Vec<Address> =
             self.0.seeds.iter().filter(|seed| !all.contains(seed)).cloned().collect();
         all.extend(more);
+        // First whoever answered last; then by lot, so that a dead server costs some clients a
+        // timeout, and not all of them each time.
+        let first = self.0.answers.borrow().clone();
+        for at in (1..all.len()).rev() {
+            let other = self.0.rt.random_below(at as u64 + 1);
+            all.swap(at, usize::try_from(other).unwrap_or(0));
+        }
+        if let Some(at) = first.and_then(|first| all.iter().position(|other| *other == first)) {
+            all.swap(0, at);
+        }
         all
     }
 
@@ -262,7 +275,7 @@ impl Link {
     async fn fetch_map(&self) -> Result<()> {
         let mut rejected = None;
         for address in self.servers() {
-            let body = meta::encode(&GetMap { epoch: self.map().epoch });
+            let body = meta::encode(&GetMap { epoch: self.map().epoch, deltas: true });
             let request = Outgoing::new(Kind::GetMap, ServiceClass::Control, MAP_TIMEOUT, body);
             let answer = match self.0.caller.call(&address, request).await {
                 Ok(answer) => answer,
@@ -270,20 +283,37 @@ impl Link {
                     rejected = Some(Error::Rejected(text));
                     continue;
                 }
-                Err(_) => continue,
+                Err(_) => {
+                    self.0.answers.borrow_mut().take();
+                    continue;
+                }
             };
             self.saw_tick(answer.vitals.tick);
-            let reply: GetMapReply = meta::decode(&answer.body)?;
-            if !reply.map.is_empty() {
-                let map = ClusterMap::decode_map(&reply.map)
-                    .map_err(|error| Error::Rejected(error.to_string()))?;
-                if map.epoch >= self.map().epoch {
-                    *self.0.map.borrow_mut() = Rc::new(map);
-                }
-            }
-            return Ok(());
+            // The next question goes to whoever answers.
+            *self.0.answers.borrow_mut() = Some(address);
+            return self.take_update(&meta::decode(&answer.body)?);
         }
         Err(rejected.unwrap_or_else(|| self.timed_out()))
+    }
+
+    fn take_update(&self, reply: &GetMapReply) -> Result<()> {
+        let rejected = |error: bb_cluster::MapError| Error::Rejected(error.to_string());
+        let map = if !reply.delta.is_empty() {
+            let delta = MapDelta::decode_delta(&reply.delta).map_err(rejected)?;
+            match delta.apply(&self.map()) {
+                Ok(map) => map,
+                // Another map came in between: ask again.
+                Err(_) => return Ok(()),
+            }
+        } else if !reply.map.is_empty() {
+            ClusterMap::decode_map(&reply.map).map_err(rejected)?
+        } else {
+            return Ok(());
+        };
+        if map.epoch >= self.map().epoch {
+            *self.0.map.borrow_mut() = Rc::new(map);
+        }
+        Ok(())
     }
 }
 

@@ -7,14 +7,14 @@ use bb_fuzz::{Counting, Target};
 static ALLOCATOR: Counting = Counting;
 
 fn map(devices: u32, partitions: usize) -> ClusterMap {
-    let entry = PartitionEntry { config: 1, primary: 1, backups: vec![1] };
+    let entry = PartitionEntry { config: 1, primary: 1, ..PartitionEntry::default() };
     let address = "127.0.0.1:7000".to_owned();
     ClusterMap {
         format: 1,
         epoch: 4,
         cluster: vec![1; 16],
         bfs: vec![2; 16],
-        nodes: vec![NodeEntry { id: 1, address, incarnation: 3, state: 0 }],
+        nodes: vec![NodeEntry { id: 1, address, incarnation: 3, ..NodeEntry::default() }],
         devices: (1..=devices)
             .map(|id| DeviceEntry {
                 id,
@@ -32,6 +32,7 @@ fn map(devices: u32, partitions: usize) -> ClusterMap {
         region_log2: 26,
         window_ticks: 60,
         deterministic: false,
+        ..ClusterMap::default()
     }
 }
 

@@ -12,9 +12,44 @@ use crate::{ConfigNumber, PartitionId};
 /// Raft messages to a voter. The answer is empty and comes at once.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct RaftMessages {
-    /// Encoded messages of the Raft library, in order.
+    /// Encoded messages (crate consensus), in order.
     #[prost(bytes = "vec", repeated, tag = "1")]
     pub messages: Vec<Vec<u8>>,
+    /// Number of the voter that sends them.
+    #[prost(uint64, tag = "2")]
+    pub from: u64,
+}
+
+/// Filling replicas have everything and count already: from their primary to the Raft leader,
+/// repeated until the map says so.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Filled {
+    /// The replicas.
+    #[prost(message, repeated, tag = "1")]
+    pub replicas: Vec<FilledReplica>,
+}
+
+/// See [`Filled`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Message)]
+pub struct FilledReplica {
+    /// The partition.
+    #[prost(uint32, tag = "1")]
+    pub partition: u32,
+    /// The primary's configuration number.
+    #[prost(uint64, tag = "2")]
+    pub config: u64,
+    /// The node that was filled.
+    #[prost(uint32, tag = "3")]
+    pub node: u32,
+}
+
+/// The leader would have other primaries: each partition's primary stops serving it and proposes
+/// the change itself.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct HandOver {
+    /// Encoded changes (crate cluster, `Reconfigure`).
+    #[prost(bytes = "vec", tag = "1")]
+    pub reconfigure: Vec<u8>,
 }
 
 /// Proposes a command to the Raft leader.

@@ -60,6 +60,10 @@ kinds! {
     Heartbeat = 24,
     /// A node does not answer, to the Raft leader. Target: none.
     Suspect = 25,
+    /// Filling replicas have everything, from their primary to the Raft leader. Target: none.
+    Filled = 26,
+    /// The Raft leader asks a primary to hand over. Target: none.
+    HandOver = 27,
 
     /// Writes a block. Target: device. Payload: the block.
     PutBlock = 32,

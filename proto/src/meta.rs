@@ -116,6 +116,9 @@ pub struct GetMap {
     /// Epoch that the caller has, 0 for none.
     #[prost(uint64, tag = "1")]
     pub epoch: u64,
+    /// The caller can take a delta.
+    #[prost(bool, tag = "2")]
+    pub deltas: bool,
 }
 
 /// The cluster map, or nothing where the caller's is current.

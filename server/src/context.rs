@@ -10,11 +10,12 @@ use bb_runtime::{BufPool, Rt};
 use bb_transport::{Address, Caller};
 
 use crate::bfs::Bfs;
+use crate::council::Lease;
 
 /// Whose records a log stream holds. Part of the format: the kind is the top byte.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Stream {
-    /// The map, the tick and what else belongs to the node as a whole.
+    /// The map's Raft log, where this node votes.
     Map,
     /// A page of a device's block table.
     Blocks {
@@ -25,6 +26,8 @@ pub enum Stream {
     },
     /// A partition.
     Partition(PartitionId),
+    /// What a node knows of itself.
+    Node,
 }
 
 impl Stream {
@@ -38,6 +41,7 @@ impl Stream {
                 2 << 56 | u64::from(device.0) << 24 | u64::from(page)
             }
             Self::Partition(partition) => 3 << 56 | u64::from(partition.0),
+            Self::Node => 4 << 56,
         })
     }
 
@@ -51,6 +55,7 @@ impl Stream {
                 page: (id.0 & 0xFF_FFFF) as u32,
             },
             3 => Self::Partition(PartitionId(id.0 as u32)),
+            4 => Self::Node,
             _ => return None,
         })
     }
@@ -81,6 +86,8 @@ pub struct Shared {
     pub address: Address,
     /// Incarnation of this process.
     pub incarnation: Incarnation,
+    /// What allows this node to serve as a primary.
+    pub lease: Lease,
     map: RefCell<Rc<ClusterMap>>,
     tick: Cell<Tick>,
 }
@@ -88,13 +95,21 @@ pub struct Shared {
 impl Shared {
     /// The view at start.
     pub fn new(
+        rt: &Rt,
         node: NodeId,
         address: Address,
         incarnation: Incarnation,
         map: ClusterMap,
         tick: Tick,
     ) -> Self {
-        Self { node, address, incarnation, map: RefCell::new(Rc::new(map)), tick: Cell::new(tick) }
+        Self {
+            node,
+            address,
+            incarnation,
+            lease: Lease::new(rt.clone()),
+            map: RefCell::new(Rc::new(map)),
+            tick: Cell::new(tick),
+        }
     }
 
     /// The current map.

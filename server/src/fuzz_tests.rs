@@ -11,9 +11,9 @@ use bb_proto::{
 };
 
 use crate::config::{Config, parse_bytes};
+use crate::council::LocalState;
 use crate::files::record::{FileRecord, HandleKey, Run, Truncate};
 use crate::files::{FileChange, FileMutation};
-use crate::keeper::KeeperState;
 use crate::namespace::{Answer, Intent, SessionChange, SessionMutation};
 use crate::partition::pg_mutation::{CommitRecord, FreedMembers, PgMutation};
 use crate::partition::record::{Numbers, RECORD_HEADER_BYTES, Record, encode_record};
@@ -231,7 +231,9 @@ fn fuzz_partition_records() {
             let records = split(bytes);
             let read = records.iter().filter(|record| Record::decode(record).is_ok()).count();
             let all = records.iter().all(|record| replay.record(HOME, record).is_ok());
-            for (id, state) in replay.finish() {
+            for (id, mut replica) in replay.finish() {
+                replica.commit_all();
+                let state = replica.state;
                 // What replay brought can be checkpointed and read back.
                 let snapshot = encode_snapshot(&state, std::iter::empty());
                 let (again, _) = decode_snapshot(id, &snapshot).expect("its own snapshot");
@@ -354,14 +356,14 @@ fn fuzz_map_records() {
         name: "map-records",
         crate_dir: DIR,
         seeds: vec![
-            ("good-snapshot", KeeperState::new(&map).snapshot()),
+            ("good-snapshot", LocalState::new(bb_proto::NodeId(1), &map).snapshot()),
             ("good-empty", Vec::new()),
             ("bad-newer", vec![8, 2]),
         ],
         repair: None,
         memory_bytes_max: (16 << 10, 64),
         run: &|bytes| {
-            let mut state = KeeperState::default();
+            let mut state = LocalState::default();
             let read = state.replay(bytes).is_ok();
             let _ = state.map();
             read

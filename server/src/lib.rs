@@ -4,11 +4,11 @@ pub mod bfs;
 pub mod blockstore;
 pub mod config;
 pub mod context;
+pub mod council;
 pub mod daemon;
 pub mod files;
 #[cfg(test)]
 mod fuzz_tests;
-mod keeper;
 pub mod namespace;
 pub mod node;
 pub mod partition;

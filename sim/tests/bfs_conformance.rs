@@ -5,12 +5,12 @@ use std::future::Future;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bb_proto::Incarnation;
 use bb_proto::meta::{Binding, Credentials};
 use bb_runtime::uring::{UringOptions, executor};
 use bb_runtime::{BufPool, Executor};
 use bb_server::bfs::posix::{Limits, PosixBfs, format};
 use bb_server::bfs::{Bfs, BfsError, Times};
+use bb_server::partition::region_mutation::ProcessId;
 use bb_sim::bfs::SimBfs;
 
 const O_NEW: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY;
@@ -243,13 +243,13 @@ fn a_file_that_is_kept_lives_on_without_its_name() {
 #[test]
 fn a_lock_is_held_while_its_process_lives() {
     on_both(async |given| {
-        given.bfs.hold(Incarnation(4)).await.expect("hold");
-        assert_eq!(given.other.proven_gone(Incarnation(4)).await, Ok(false));
-        assert_eq!(errno(given.other.hold(Incarnation(4)).await), libc::EWOULDBLOCK);
+        given.bfs.hold(ProcessId::new(1, 4)).await.expect("hold");
+        assert_eq!(given.other.proven_gone(ProcessId::new(1, 4)).await, Ok(false));
+        assert_eq!(errno(given.other.hold(ProcessId::new(1, 4)).await), libc::EWOULDBLOCK);
         let other = given.other.clone();
         drop(given);
         // The real one's threads let go of the descriptors in their own time.
-        while other.proven_gone(Incarnation(4)).await == Ok(false) {}
+        while other.proven_gone(ProcessId::new(1, 4)).await == Ok(false) {}
         other.check().await.expect("ours");
     });
 }

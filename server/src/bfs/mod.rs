@@ -9,7 +9,7 @@ pub mod posix;
 use std::future::Future;
 use std::pin::Pin;
 
-use bb_proto::Incarnation;
+use crate::partition::region_mutation::ProcessId;
 use bb_proto::meta::{Attributes, Binding, Credentials, DirEntry, Space};
 use bb_runtime::{Buf, BufMut};
 
@@ -88,11 +88,11 @@ pub trait Bfs {
     fn uuid(&self) -> [u8; 16];
 
     /// Takes this incarnation's lock file, for as long as the process lives.
-    fn hold(&self, incarnation: Incarnation) -> BfsFuture<()>;
+    fn hold(&self, process: ProcessId) -> BfsFuture<()>;
 
     /// True if the process of `incarnation` is proven gone: its lock can be taken. False while
     /// that cannot be proven.
-    fn proven_gone(&self, incarnation: Incarnation) -> BfsFuture<bool>;
+    fn proven_gone(&self, process: ProcessId) -> BfsFuture<bool>;
 
     /// Looks a name up.
     fn lookup(&self, caller: &Credentials, path: &[u8], no_follow: bool) -> BfsFuture<Found>;

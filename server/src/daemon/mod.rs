@@ -66,6 +66,9 @@ pub enum DaemonError {
     /// The commit log has failed while the node was serving.
     #[error("the commit log has failed, so nothing can be acknowledged any more: {0}")]
     LogFailed(LogError),
+    /// The cluster goes on without this process: one with a new incarnation may take its place.
+    #[error("this process ends, to be started anew: {0}")]
+    MustRestart(String),
     /// A server runs.
     #[error("{0}. A server has its log for itself while it runs: stop it first")]
     LogInUse(bb_nvme::OpenError),
@@ -84,7 +87,8 @@ pub enum DaemonError {
 
 impl DaemonError {
     /// Exit code of the process: 2 = the configuration is wrong, 3 = a device or the log cannot be
-    /// used, 4 = the log was looked at and would not be replayed, 1 = anything else.
+    /// used, 4 = the log was looked at and would not be replayed, 75 = to be started anew, 1 = anything
+    /// else.
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
@@ -94,6 +98,8 @@ impl DaemonError {
             | Self::LogFailed(_)
             | Self::LogInUse(_) => 3,
             Self::Replay(_) => 4,
+            // EX_TEMPFAIL of sysexits.h.
+            Self::MustRestart(_) => 75,
             _ => 1,
         }
     }

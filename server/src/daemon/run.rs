@@ -29,7 +29,11 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// [`DaemonError`].
-pub fn run(config: &Config, give_up: &[DeviceId], ready: impl FnOnce()) -> Result<(), DaemonError> {
+pub fn run(
+    config: &Config,
+    give_up: &[DeviceId],
+    ready: impl FnOnce() + 'static,
+) -> Result<(), DaemonError> {
     // Before any thread is started, so that none of them takes the signal.
     let signals = block_signals()?;
     let bfs = PosixBfs::open(&config.bfs.path, bfs_limits(config))?;
@@ -56,7 +60,7 @@ async fn serve(
     pool: BufPool,
     bfs: PosixBfs,
     signals: OwnedFd,
-    ready: impl FnOnce(),
+    ready: impl FnOnce() + 'static,
 ) -> Result<(), DaemonError> {
     let log = open_device(rt, uring, threads, &config.log).await?;
     let (mut devices, mut unusable) = (Vec::new(), Vec::new());
@@ -93,6 +97,7 @@ async fn serve(
         host: HostConfig::default(),
         session_lease: SESSION_LEASE,
         metadata_bytes_max: config.node.metadata_bytes_max,
+        plan: bb_cluster::PlanLimits::default(),
     };
     let node = Node::start(rt, parts, &|device, progress| {
         if progress.blocks_done.is_multiple_of(1000) {
@@ -114,8 +119,13 @@ async fn serve(
         ..identity
     };
     let server = listen(rt, &*network, &address, node.clone(), identity, pool).await?;
-    tracing::info!(address = %server.address().0, incarnation = %shared.incarnation, "serving");
-    ready();
+    tracing::info!(address = %server.address().0, incarnation = %shared.incarnation, "listening");
+    let council = node.council().clone();
+    rt.spawn(async move {
+        council.joined().await;
+        tracing::info!("serving");
+        ready();
+    });
     let outcome = until_stopped(uring, &node, signals).await;
     server.stop(STOP_LIMIT).await;
     caller.close();
@@ -147,14 +157,20 @@ async fn until_stopped(uring: &Uring, node: &Node, signals: OwnedFd) -> Result<(
     let signals = uring.adopt(signals);
     let signal = std::pin::pin!(uring.poll_fd(&signals, libc::POLLIN));
     let log = node.context().log.clone();
-    let failed = std::pin::pin!(log.failed());
-    match futures_util::future::select(signal, failed).await {
+    let failed = async {
+        let ends = std::pin::pin!(node.council().must_end());
+        match futures_util::future::select(std::pin::pin!(log.failed()), ends).await {
+            futures_util::future::Either::Left((error, _)) => DaemonError::LogFailed(error),
+            futures_util::future::Either::Right((why, _)) => DaemonError::MustRestart(why),
+        }
+    };
+    match futures_util::future::select(signal, std::pin::pin!(failed)).await {
         futures_util::future::Either::Left((signal, _)) => {
             signal.map_err(|error| DaemonError::Os { doing: "wait for signals", error })?;
             tracing::info!("stopping");
             Ok(())
         }
-        futures_util::future::Either::Right((error, _)) => Err(DaemonError::LogFailed(error)),
+        futures_util::future::Either::Right((error, _)) => Err(error),
     }
 }
 

@@ -39,6 +39,12 @@ impl Opens {
         Self { files, grace_until: std::cell::Cell::new(grace_until), ended }
     }
 
+    /// Clients of a partition that is served from now on need time to show their opens: until then each
+    /// file counts as open again.
+    pub fn begin_grace(&self, until: Instant) {
+        self.grace_until.set(self.grace_until.get().max(until));
+    }
+
     /// When the grace ends.
     pub const fn grace_until(&self) -> Instant {
         self.grace_until.get()

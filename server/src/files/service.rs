@@ -30,13 +30,20 @@ pub struct FileService {
     pub(super) locks: FileLocks,
     /// Files for which a task is at work in the background.
     pub(super) at_work: RefCell<BTreeSet<Fid>>,
+    grace: Duration,
 }
 
 impl FileService {
     /// Starts with no opens known; `grace` is how long clients may take to show theirs.
     pub fn new(parts: Parts, grace: Duration) -> Rc<Self> {
         let opens = Opens::new(parts.rt.now() + grace);
-        Rc::new(Self { parts, opens, locks: FileLocks::default(), at_work: RefCell::default() })
+        let (locks, at_work) = (FileLocks::default(), RefCell::default());
+        Rc::new(Self { parts, opens, locks, at_work, grace })
+    }
+
+    /// A partition is served from now on whose opens are not known.
+    pub fn begin_grace(&self) {
+        self.opens.begin_grace(self.parts.rt.now() + self.grace);
     }
 
     /// Waits for a file's turn: no truncate of it, and no look at its guard, is under way then.

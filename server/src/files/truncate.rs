@@ -67,7 +67,7 @@ impl FileService {
         let Some(last) = record.rare().truncates.last().copied() else { return Ok(()) };
         if process != self.parts.process() {
             // Its call may still hang in a kernel, and would cut what is written after us.
-            let gone = self.parts.bfs.proven_gone(process.incarnation).await;
+            let gone = self.parts.bfs.proven_gone(process).await;
             if !gone.map_err(|error| refusal(&error))? {
                 return Err(Failure::new(Code::Busy, "the process before is not proven gone"));
             }

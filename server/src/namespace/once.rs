@@ -75,7 +75,7 @@ impl WriteThrough {
     ) -> Result<NamespaceReply, Failure> {
         let process = self.parts.process();
         if intent.process != process {
-            let gone = self.parts.bfs.proven_gone(intent.process.incarnation).await;
+            let gone = self.parts.bfs.proven_gone(intent.process).await;
             if !gone.map_err(|error| refusal(&error))? {
                 return Err(Failure::new(Code::Busy, "the process before is not proven gone"));
             }

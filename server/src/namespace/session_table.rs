@@ -45,6 +45,11 @@ impl Session {
         self.operations.iter().map(|(sequence, operation)| (*sequence, operation))
     }
 
+    /// True while one of them has begun, and its result is not known.
+    pub fn is_in_doubt(&self) -> bool {
+        self.operations.values().any(|operation| matches!(operation, Operation::Begun(_)))
+    }
+
     fn acknowledge(&mut self, upto: ClientSequence) {
         self.acknowledged = self.acknowledged.max(upto);
         let acknowledged = self.acknowledged;

@@ -160,6 +160,13 @@ impl SessionService {
         Ok(())
     }
 
+    /// A partition is served from now on: each of its sessions has a whole lease to be heard.
+    pub fn begin_lease(&self, partition: &Partition) {
+        let now = self.parts.rt.now();
+        let ids: Vec<SessionId> = partition.state().sessions.iter().map(|(id, _)| id).collect();
+        self.heard.borrow_mut().extend(ids.into_iter().map(|id| (id, now)));
+    }
+
     /// Ends sessions of the partitions that are served whose clients are not heard of, for ever. After a
     /// restart each has a whole lease to be heard.
     pub async fn expire(self: Rc<Self>, served: impl Fn() -> Vec<Rc<Partition>>) {

@@ -48,7 +48,12 @@ impl Node {
 
     async fn checkpoint(&self, id: StreamId) -> Result<(), LogError> {
         let append = match Stream::from_id(id) {
-            Some(Stream::Map) => self.ctx.log.checkpoint(id, self.keeper.snapshot())?,
+            Some(Stream::Map) => match self.council.checkpoint_votes() {
+                Some(written) => return written.await,
+                // What a voter that is no more has left.
+                None => self.ctx.log.retire(id)?,
+            },
+            Some(Stream::Node) => self.ctx.log.checkpoint(id, self.council.local().snapshot())?,
             Some(Stream::Blocks { device, page }) => match self.stores.get(&device) {
                 Some(store) => store.checkpoint(page)?,
                 None => return Err(LogError::UnknownStream { stream: id }),

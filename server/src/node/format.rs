@@ -1,18 +1,18 @@
 //! Making a new node, and with it a cluster of one: what `bbd format` does.
 
-use bb_cluster::{ClusterMap, DeviceEntry, NodeEntry, PartitionEntry};
+use bb_cluster::{ClusterMap, ClusterState, DeviceEntry, NodeEntry, PartitionEntry};
 use bb_commitlog::{
     Class, ClusterUuid, FormatOptions as LogFormat, Log, LogIdentity, LogUuid, Nonce, Options,
 };
 use bb_nvme::DeviceRef;
-use bb_proto::{DeviceId, Incarnation};
+use bb_proto::{DeviceId, Incarnation, NodeId, Tick};
 use bb_runtime::{BufPool, Rt};
 
 use super::StartError;
 use super::replay::Replayed;
 use crate::blockstore::{self, Uuid};
 use crate::context::Stream;
-use crate::keeper::KeeperState;
+use crate::council::{LocalState, found};
 
 /// What a new cluster shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,9 +100,13 @@ pub async fn format(
     .await?;
     let mut nothing = Replayed::default();
     let log = Log::open(rt, pool, log_device, Options::default(), &mut nothing).await?;
-    let first = KeeperState::new(&map).snapshot();
+    let log = std::rc::Rc::new(log);
+    let state = ClusterState::new(map, Tick(1))?;
+    let map = state.map.clone();
+    found(rt, &log, 1, state).await?;
+    let first = LocalState::new(NodeId(plan.node), &map).snapshot();
     let mut room = log.admit(Class::Control, first.len()).await?;
-    log.append(Stream::Map.id(), &mut room, &first)?.durable.await?;
+    log.append(Stream::Node.id(), &mut room, &first)?.durable.await?;
     drop(room);
     log.close().await?;
     Ok(map)
@@ -119,7 +123,8 @@ const SUSPECT_MS: u32 = 2_000;
 
 fn first_map(plan: &Plan, identity: LogIdentity, devices: Vec<DeviceEntry>) -> ClusterMap {
     let next_device = devices.iter().map(|device| device.id + 1).max().unwrap_or(1);
-    let own = PartitionEntry { config: 1, primary: plan.node, ..PartitionEntry::default() };
+    let own =
+        PartitionEntry { config: 1, since: 1, primary: plan.node, ..PartitionEntry::default() };
     ClusterMap {
         format: 0,
         epoch: 1,

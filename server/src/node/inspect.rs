@@ -23,6 +23,8 @@ use crate::context::Stream;
 pub enum Owner {
     /// The node: cluster map, tick, incarnation.
     Map,
+    /// What the node knows of itself.
+    Node,
     /// A device's block store.
     Device(u32),
     /// A partition.
@@ -35,6 +37,7 @@ impl Owner {
     fn of(stream: StreamId) -> Self {
         match Stream::from_id(stream) {
             Some(Stream::Map) => Self::Map,
+            Some(Stream::Node) => Self::Node,
             Some(Stream::Blocks { device, .. }) => Self::Device(device.0),
             Some(Stream::Partition(id)) => Self::Partition(id.0),
             None => Self::Unknown(stream.0),
@@ -45,7 +48,8 @@ impl Owner {
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Map => f.write_str("node map"),
+            Self::Map => f.write_str("votes on the map"),
+            Self::Node => f.write_str("node"),
             Self::Device(id) => write!(f, "blocks of device {id}"),
             Self::Partition(id) => write!(f, "partition {id}"),
             Self::Unknown(id) => write!(f, "unknown stream {id:#x}"),
@@ -306,11 +310,11 @@ async fn verdict(
         Ok(end) => end,
         Err(error) => return (fail(error.to_string()), known),
     };
-    let map_epoch = match replayed.keeper.map() {
+    let map_epoch = match replayed.local.map() {
         Ok(map) => map.epoch,
         Err(error) => return (fail(error.to_string()), known),
     };
-    let incarnation = replayed.keeper.incarnation().0;
+    let incarnation = replayed.local.incarnation().0;
     let partitions = replayed.partitions.finish().len();
     (ReplayVerdict::WouldSucceed { end, map_epoch, incarnation, partitions }, known)
 }

@@ -28,8 +28,8 @@ use bb_proto::DeviceId;
 use crate::bfs::BfsError;
 use crate::blockstore::{BlockStore, OpenError};
 use crate::context::Context;
+use crate::council::{Council, VoterError};
 use crate::files::FileService;
-use crate::keeper::Keeper;
 use crate::namespace::SessionService;
 use crate::partition::PartitionHost;
 use crate::residency::Residency;
@@ -50,6 +50,9 @@ pub enum StartError {
     /// The map in the log.
     #[error("commit log: {0}. `bbd format` makes a node")]
     Map(#[from] bb_cluster::MapError),
+    /// The voter's log.
+    #[error(transparent)]
+    Voter(#[from] VoterError),
     /// The backing file system.
     #[error("backing file system: {0}")]
     Bfs(#[from] BfsError),
@@ -72,7 +75,7 @@ pub enum StartError {
 /// A node that serves.
 pub struct Node {
     ctx: Context,
-    keeper: Rc<Keeper>,
+    council: Rc<Council>,
     stores: BTreeMap<DeviceId, Rc<BlockStore>>,
     partitions: Rc<PartitionHost>,
     files: Rc<FileService>,
@@ -88,6 +91,11 @@ impl Node {
         &self.ctx
     }
 
+    /// Its part in the cluster.
+    pub const fn council(&self) -> &Rc<Council> {
+        &self.council
+    }
+
     /// Ends in good order, after the transport has been stopped: everything acknowledged is
     /// durable anyway; this spares the next start the search for a torn tail.
     ///
@@ -95,6 +103,7 @@ impl Node {
     /// The log's failure.
     pub async fn stop(&self) -> Result<(), LogError> {
         self.stopping.set(true);
+        self.council.stop();
         // Mutations of background work that was under way may still be on their way to the log.
         self.ctx.rt.sleep(Duration::from_millis(10)).await;
         self.ctx.log.close().await

@@ -14,7 +14,8 @@ use crate::partition::region_mutation::RegionMutation;
 /// What the payload of a record of `stream` is.
 pub(super) fn name(stream: StreamId, payload: &[u8]) -> &'static str {
     match Stream::from_id(stream) {
-        Some(Stream::Map) => "map",
+        Some(Stream::Map) => "votes",
+        Some(Stream::Node) => "node",
         Some(Stream::Blocks { .. }) => blockstore::kind_name(payload).unwrap_or(UNKNOWN),
         Some(Stream::Partition(_)) => {
             Record::decode(payload).map_or(UNKNOWN, |record| mutation(&record.mutation))

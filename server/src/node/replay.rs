@@ -7,13 +7,14 @@ use bb_proto::DeviceId;
 
 use crate::blockstore::{Recovery, Superblock};
 use crate::context::Stream;
-use crate::keeper::KeeperState;
+use crate::council::{Ballots, LocalState};
 use crate::partition::PartitionReplay;
 
 /// What replay has brought back.
 #[derive(Default)]
 pub(super) struct Replayed {
-    pub(super) keeper: KeeperState,
+    pub(super) local: LocalState,
+    pub(super) ballots: Ballots,
     pub(super) stores: BTreeMap<DeviceId, Recovery>,
     pub(super) partitions: PartitionReplay,
     /// Streams of devices that are not here, by device.
@@ -38,8 +39,16 @@ impl Replayed {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         match Stream::from_id(stream) {
             Some(Stream::Map) => match event {
-                Event::Snapshot(bytes) | Event::Record(bytes) => self.keeper.replay(bytes),
-                Event::Retired => Err("the map cannot be retired".to_owned()),
+                Event::Snapshot(bytes) => self.ballots.snapshot(bytes),
+                Event::Record(bytes) => self.ballots.record(bytes),
+                Event::Retired => {
+                    self.ballots = Ballots::default();
+                    Ok(())
+                }
+            },
+            Some(Stream::Node) => match event {
+                Event::Snapshot(bytes) | Event::Record(bytes) => self.local.replay(bytes),
+                Event::Retired => Err("a node cannot be retired".to_owned()),
             },
             Some(Stream::Blocks { device, page }) => {
                 let Some(store) = self.stores.get_mut(&device) else {

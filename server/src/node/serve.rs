@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use bb_cluster::DeviceState;
-use bb_proto::meta::{self, ByteCounts, DeviceStatus, GetMap, GetMapReply, NodeStatus};
+use bb_proto::meta::{self, ByteCounts, DeviceStatus, NodeStatus};
 use bb_proto::{Code, DeviceId, Failure, Kind};
 use bb_transport::{HandleFuture, Incoming, Peer, Response, Service, Vitals};
 
@@ -11,7 +11,16 @@ use super::Node;
 
 impl Service for Node {
     fn handle(self: Rc<Self>, request: Incoming) -> HandleFuture {
-        Box::pin(async move { self.route(request).await })
+        Box::pin(async move {
+            let leased = needs_lease(request.header.kind);
+            let answer = self.route(request).await;
+            // After the answer was computed, in one turn with its leaving: what a successor has
+            // changed since cannot be missing in it.
+            if leased && !self.ctx.shared.lease.is_valid(self.ctx.shared.map().epoch) {
+                return Err(Failure::new(Code::Fenced, "this node has no lease now"));
+            }
+            answer
+        })
     }
 
     fn vitals(&self, kind: Kind, target: u32) -> Vitals {
@@ -32,11 +41,42 @@ impl Service for Node {
     }
 }
 
+/// What only the primary of a partition may answer.
+const fn needs_lease(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Commit
+            | Kind::CancelCommit
+            | Kind::PgStatus
+            | Kind::PgRelease
+            | Kind::PgHolds
+            | Kind::Lookup
+            | Kind::GetInline
+            | Kind::RegionTruncate
+            | Kind::RegionDrop
+            | Kind::RegionStat
+            | Kind::SessionOpen
+            | Kind::SessionRenew
+            | Kind::SessionClose
+            | Kind::Namespace
+            | Kind::FileOpen
+            | Kind::FileClose
+            | Kind::FileStat
+            | Kind::FileRegions
+            | Kind::FileSize
+            | Kind::FileTruncate
+            | Kind::FileDrop
+            | Kind::FileOperation
+            | Kind::OperationStatus
+            | Kind::RegionOperation
+            | Kind::ReadThrough
+    )
+}
+
 impl Node {
     async fn route(&self, request: Incoming) -> Result<Response, Failure> {
         match request.header.kind {
             Kind::Ping => Ok(Response::default()),
-            Kind::GetMap => self.get_map(&request),
             Kind::NodeStatus => self.node_status(),
             Kind::PutBlock | Kind::GetBlock | Kind::FreeBlocks => {
                 let device = DeviceId(request.header.target);
@@ -58,10 +98,14 @@ impl Node {
             Kind::Replicate | Kind::ReplicaStatus | Kind::FetchTail | Kind::InstallSnapshot => {
                 self.partitions.clone().handle_replica(request).await
             }
-            Kind::Raft | Kind::Propose | Kind::Lease | Kind::Heartbeat | Kind::Suspect => {
-                let detail = format!("{:?}: this node is alone", request.header.kind);
-                Err(Failure::new(Code::Unsupported, detail))
-            }
+            Kind::GetMap
+            | Kind::Raft
+            | Kind::Propose
+            | Kind::Lease
+            | Kind::Heartbeat
+            | Kind::Suspect
+            | Kind::Filled
+            | Kind::HandOver => self.council.handle(request).await,
             Kind::SessionOpen => self.sessions.open(&request.body).await,
             Kind::SessionRenew | Kind::SessionClose | Kind::Namespace => {
                 let partition = self.partitions.addressed(&request.header)?;
@@ -85,13 +129,6 @@ impl Node {
                 Err(Failure::new(Code::Invalid, "only the first frames of a connection"))
             }
         }
-    }
-
-    fn get_map(&self, request: &Incoming) -> Result<Response, Failure> {
-        let asked: GetMap = meta::decode(&request.body)?;
-        let map = self.ctx.shared.map();
-        let bytes = if asked.epoch >= map.epoch { Vec::new() } else { map.encode_map() };
-        Ok(Response::body(meta::encode(&GetMapReply { map: bytes, ..GetMapReply::default() })))
     }
 
     fn node_status(&self) -> Result<Response, Failure> {

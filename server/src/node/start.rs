@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bb_cluster::{ClusterMap, DeviceState};
+use bb_cluster::{ClusterMap, ClusterState, DeviceState, PlanLimits};
 use bb_commitlog::{ClusterUuid, Log, Options};
 use bb_erasure::{CodecId, codec};
 use bb_nvme::DeviceRef;
@@ -23,10 +23,11 @@ use super::{Node, StartError};
 use crate::bfs::Bfs;
 use crate::blockstore::{self, BlockStore, Env, Expected, RecoveryProgress, Superblock, Uuid};
 use crate::context::{Context, Shared};
+use crate::council::{Begin, Council, Local};
 use crate::files::FileService;
-use crate::keeper::Keeper;
 use crate::namespace::{FindPartition, Namespace, SessionService, WriteThrough};
-use crate::partition::{HostConfig, PartitionHost, background, journal::Journal};
+use crate::partition::region_mutation::ProcessId;
+use crate::partition::{HostConfig, OnServe, PartitionHost, background, journal::Journal};
 use crate::residency::Residency;
 
 /// Usual lease of a session: several lost renewals, and a server that restarts.
@@ -62,6 +63,8 @@ pub struct Parts {
     pub host: HostConfig,
     /// Memory for metadata (rule 16).
     pub metadata_bytes_max: u64,
+    /// How much the planner does at a time, where this node leads.
+    pub plan: PlanLimits,
 }
 
 /// Tells an operator how a start goes on.
@@ -80,22 +83,26 @@ impl Node {
         let (superblocks, devices) = identify(&mut parts).await?;
         let mut replayed = Replayed::new(&superblocks);
         let log = open_log(rt, &parts, &superblocks, &mut replayed).await?;
-        let map = without(replayed.keeper.map()?, &parts.give_up);
-        check_devices(&map, &superblocks, &log, &parts.unusable)?;
+        let map = without(newest_map(&replayed)?, &parts.give_up);
+        check_devices(&map, replayed.local.node(), &superblocks, &log, &parts.unusable)?;
         check_bfs(&map, &*parts.bfs)?;
         parts.bfs.check().await?;
         warn_of_codec(&map);
         let ctx = context(rt, &parts, log, &replayed, map);
-        parts.bfs.hold(ctx.shared.incarnation).await?;
-        let keeper = Keeper::new(ctx.clone(), std::mem::take(&mut replayed.keeper));
-        keeper.begin().await?;
-        if !parts.give_up.is_empty() {
-            keeper.set_map((*ctx.shared.map()).clone()).await?;
-        }
+        let process = ProcessId { node: ctx.shared.node, incarnation: ctx.shared.incarnation };
+        parts.bfs.hold(process).await?;
+        let local = std::mem::take(&mut replayed.local);
+        let local = Local::new(rt.clone(), ctx.log.clone(), local);
+        local.begin(ctx.shared.incarnation).await?;
         forget_failed(&ctx, &mut replayed).await?;
         let stores = recover_stores(&ctx, &parts, &mut replayed, devices, news).await?;
         let journal: Rc<dyn Journal> = ctx.log.clone();
-        let host_config = HostConfig { metadata_bytes_max: parts.metadata_bytes_max, ..parts.host };
+        let host_config = HostConfig {
+            metadata_bytes_max: parts.metadata_bytes_max,
+            // Nothing is served before the map says that this process is the primary.
+            serve_at_once: false,
+            ..parts.host
+        };
         let states = replayed.partitions.finish();
         let partitions = PartitionHost::new((&ctx).into(), &journal, host_config, states);
         let files = FileService::new((&ctx).into(), parts.session_lease);
@@ -107,14 +114,13 @@ impl Node {
             SessionService::new((&ctx).into(), find, names.clone(), files.clone(), lease)
         };
         let residency = Residency::new(ctx.clone(), partitions.clone(), files.clone());
-        for partition in partitions.partitions() {
-            names.clone().resume(&partition);
-            files.resume(&partition);
-        }
-
+        let ballots = std::mem::take(&mut replayed.ballots);
+        let council = Council::new(&ctx, Begin { local, ballots, limits: parts.plan.clone() })?;
+        let on_serve = on_serve(&names, &files, &sessions, &residency);
+        partitions.join(Rc::new(council.clone()), on_serve);
         let node = Rc::new(Self {
             ctx,
-            keeper,
+            council,
             stores,
             partitions,
             files,
@@ -124,17 +130,23 @@ impl Node {
             stopping: false.into(),
         });
         node.start_background();
+        node.give_up_devices(parts.give_up);
         Ok(node)
+    }
+
+    /// What the operator gives up, the map gives up.
+    fn give_up_devices(&self, devices: Vec<DeviceId>) {
+        let council = self.council.clone();
+        self.ctx.rt.spawn(async move {
+            council.joined().await;
+            for device in devices {
+                council.give_up_device(device).await;
+            }
+        });
     }
 
     fn start_background(self: &Rc<Self>) {
         let rt = &self.ctx.rt;
-        let keeper = self.keeper.clone();
-        rt.spawn(async move {
-            if let Err(error) = keeper.run_tick().await {
-                tracing::error!(%error, "the tick stands still: the commit log has failed");
-            }
-        });
         rt.spawn(self.clone().run_checkpoints());
         for (id, store) in &self.stores {
             self.watch(*id, store);
@@ -144,7 +156,41 @@ impl Node {
         let served = self.partitions.clone();
         rt.spawn(self.sessions.clone().expire(move || served.partitions().collect()));
         self.residency.start();
+        self.council.start(&self.partitions);
     }
+}
+
+/// What is done with each partition that this node serves from now on: like a restart.
+fn on_serve(
+    names: &Rc<dyn Namespace>,
+    files: &Rc<FileService>,
+    sessions: &Rc<SessionService>,
+    residency: &Rc<Residency>,
+) -> OnServe {
+    let (names, files) = (names.clone(), files.clone());
+    let (sessions, residency) = (Rc::downgrade(sessions), Rc::downgrade(residency));
+    Box::new(move |partition| {
+        files.begin_grace();
+        names.clone().resume(partition);
+        files.resume(partition);
+        if let Some(sessions) = sessions.upgrade() {
+            sessions.begin_lease(partition);
+        }
+        if let Some(residency) = residency.upgrade() {
+            residency.resume(partition);
+        }
+    })
+}
+
+/// The newest map that the log knows: as a voter, or as a node.
+fn newest_map(replayed: &Replayed) -> Result<ClusterMap, StartError> {
+    let noted = replayed.local.map()?;
+    let voted = replayed.ballots.recovered().machine();
+    let voted = voted.and_then(|(_, bytes)| ClusterState::decode_snapshot(bytes).ok());
+    Ok(match voted {
+        Some(state) if state.map.epoch > noted.epoch => state.map,
+        _ => noted,
+    })
 }
 
 type Devices = BTreeMap<DeviceId, DeviceRef>;
@@ -213,10 +259,7 @@ impl Node {
             tracing::error!(device = %id, why, "a data device is given up");
             let rt = node.ctx.rt.clone();
             rt.spawn(async move {
-                let map = without((*node.ctx.shared.map()).clone(), &[id]);
-                if let Err(error) = node.keeper.set_map(map).await {
-                    tracing::error!(%error, device = %id, "cannot log that a device has failed");
-                }
+                node.council.give_up_device(id).await;
             });
         });
     }
@@ -245,6 +288,7 @@ pub(super) fn expecting(mut options: Options, superblocks: &[Superblock]) -> Opt
 /// there.
 fn check_devices(
     map: &ClusterMap,
+    me: NodeId,
     superblocks: &[Superblock],
     log: &Log,
     unusable: &[(String, String)],
@@ -269,7 +313,7 @@ fn check_devices(
     let missing: Vec<u32> = map
         .devices
         .iter()
-        .filter(|entry| entry.state() != DeviceState::Failed)
+        .filter(|entry| entry.node == me.0 && entry.state() != DeviceState::Failed)
         .map(|entry| entry.id)
         .filter(|id| !superblocks.iter().any(|s| s.device.0 == *id))
         .collect();
@@ -300,14 +344,13 @@ fn check_bfs(map: &ClusterMap, bfs: &dyn Bfs) -> Result<(), StartError> {
 }
 
 fn context(rt: &Rt, parts: &Parts, log: Log, replayed: &Replayed, mut map: ClusterMap) -> Context {
-    let incarnation = Incarnation(replayed.keeper.incarnation().0 + 1);
-    let node = NodeId(map.nodes.first().map_or(1, |node| node.id));
-    for entry in &mut map.nodes {
+    let incarnation = Incarnation(replayed.local.incarnation().0 + 1);
+    let node = replayed.local.node();
+    for entry in map.nodes.iter_mut().filter(|entry| entry.id == node.0) {
         entry.address = parts.address.0.to_string();
-        entry.incarnation = incarnation.0;
     }
-    let tick = replayed.keeper.tick();
-    let shared = Shared::new(node, parts.address.clone(), incarnation, map, tick);
+    let tick = replayed.local.tick();
+    let shared = Shared::new(rt, node, parts.address.clone(), incarnation, map, tick);
     Context {
         rt: rt.clone(),
         pool: parts.pool.clone(),

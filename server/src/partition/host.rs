@@ -36,6 +36,9 @@ pub struct HostConfig {
     pub work_interval: Duration,
     /// Pause between questions to silent participants, and about truncates that do not end.
     pub ask_interval: Duration,
+    /// Partitions without other members are served as soon as the host is there, before anybody
+    /// says so: for tests of parts.
+    pub serve_at_once: bool,
 }
 
 impl Default for HostConfig {
@@ -45,6 +48,7 @@ impl Default for HostConfig {
             call_deadline: Duration::from_secs(10),
             work_interval: Duration::from_secs(1),
             ask_interval: Duration::from_secs(10),
+            serve_at_once: true,
         }
     }
 }
@@ -143,7 +147,7 @@ impl PartitionHost {
                 None if named => Replica::born(id),
                 None => continue,
             };
-            let alone = entry.primary == me && entry.backups.is_empty();
+            let alone = config.serve_at_once && entry.primary == me && entry.backups.is_empty();
             host.bring_back(replica, entry, alone);
         }
         host

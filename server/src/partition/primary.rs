@@ -71,6 +71,35 @@ impl Partition {
         self.advance();
     }
 
+    /// Stops serving, to give the role away. False if that is not to be done now.
+    pub fn begin_hand_over(&self, config: ConfigNumber) -> bool {
+        let may = self.config() == config && self.serves();
+        if may {
+            self.set_phase(Phase::HandingOver);
+        }
+        may
+    }
+
+    /// Goes on serving: the role was not given away.
+    pub fn end_hand_over(&self, config: ConfigNumber) {
+        if self.config() == config && self.phase() == Some(Phase::HandingOver) {
+            self.set_phase(Phase::Serving);
+        }
+    }
+
+    /// Waits until all that was begun has ended: no intent on the backing file system, no record
+    /// that is not committed.
+    pub async fn drained(&self) {
+        loop {
+            let progress = self.progress.notified();
+            let all_applied = self.tail.borrow().end() == self.tail.borrow().applied();
+            if all_applied && !self.state().has_intents() {
+                return;
+            }
+            progress.await;
+        }
+    }
+
     /// The members are these from now on (filling nodes join by themselves). Whoever was filled
     /// and is a member now counts.
     pub(super) fn set_members(&self, members: &BTreeSet<NodeId>, filling: &BTreeSet<NodeId>) {

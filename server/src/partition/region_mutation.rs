@@ -27,6 +27,13 @@ pub struct ProcessId {
     pub incarnation: Incarnation,
 }
 
+impl ProcessId {
+    /// A process of `node`.
+    pub const fn new(node: u32, incarnation: u64) -> Self {
+        Self { node: NodeId(node), incarnation: Incarnation(incarnation) }
+    }
+}
+
 /// A range of a file, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Range {

@@ -35,6 +35,8 @@ pub(super) enum Phase {
     Spreading,
     /// Serves.
     Serving,
+    /// Gives its role away: begins nothing new.
+    HandingOver,
 }
 
 /// What a primary knows.

@@ -69,6 +69,19 @@ impl PartitionState {
             + self.sessions.memory_bytes()
     }
 
+    /// True while something that was begun on the backing file system has not ended.
+    pub fn has_intents(&self) -> bool {
+        let in_files = self.files.iter().any(|(_, record)| {
+            let rare = record.rare();
+            rare.sync.is_some() || rare.truncating.is_some() || rare.dropping
+        });
+        let in_regions = self
+            .regions
+            .iter()
+            .any(|(_, region)| !region.intents().is_empty() || !region.stages().is_empty());
+        in_files || in_regions || self.sessions.iter().any(|(_, session)| session.is_in_doubt())
+    }
+
     /// Applies the next mutation, which was numbered under `config`.
     pub fn apply_numbered(&mut self, config: ConfigNumber, mutation: &Mutation) -> Outcome {
         self.applied_config = config;

@@ -238,6 +238,7 @@ impl World {
         let log =
             Log::open(&process, &self.pool, &dev, Options::default(), &mut replay).await.unwrap();
         let shared = Rc::new(Shared::new(
+            &process,
             NodeId(1),
             Address::from("n1"),
             Incarnation(1),

@@ -26,21 +26,24 @@ impl Residency {
     /// Goes on with the sync sessions that predecessors have begun: their guards can't be compared
     /// until they are ended. Under the same number, so that who waits for them is answered.
     pub(super) fn resume_sessions(self: &Rc<Self>) {
+        self.partitions.all().iter().for_each(|partition| self.resume(partition));
+    }
+
+    /// The same for one partition, which is served from now on.
+    pub fn resume(self: &Rc<Self>, partition: &Rc<Partition>) {
         let ours = self.process();
-        for partition in self.partitions.all() {
-            let open: Vec<_> = {
-                let state = partition.state();
-                let left = state.files.iter().filter(|(_, record)| !record.rare().dropping);
-                left.filter_map(|(fid, record)| Some((fid, record.rare().sync?)))
-                    .filter(|(_, sync)| sync.process != ours)
-                    .collect()
-            };
-            for (fid, sync) in open {
-                let range = Range { start: 0, end: u64::MAX };
-                let mut job = FileJob::new(sync.op, fid, partition.clone(), Kind::Sync, range);
-                job.resumed = true;
-                self.begin(job);
-            }
+        let open: Vec<_> = {
+            let state = partition.state();
+            let left = state.files.iter().filter(|(_, record)| !record.rare().dropping);
+            left.filter_map(|(fid, record)| Some((fid, record.rare().sync?)))
+                .filter(|(_, sync)| sync.process != ours)
+                .collect()
+        };
+        for (fid, sync) in open {
+            let range = Range { start: 0, end: u64::MAX };
+            let mut job = FileJob::new(sync.op, fid, partition.clone(), Kind::Sync, range);
+            job.resumed = true;
+            self.begin(job);
         }
     }
 
@@ -80,7 +83,7 @@ impl Residency {
         if planted::is(Planted::IgnoreHungWrite) || self.gone.borrow().contains(&process) {
             return Ok(true);
         }
-        let proven = self.ctx.bfs.proven_gone(process.incarnation).await;
+        let proven = self.ctx.bfs.proven_gone(process).await;
         let proven = proven.map_err(|error| failures::of_bfs(&error, "looking for a lock"))?;
         if proven {
             self.gone.borrow_mut().insert(process);

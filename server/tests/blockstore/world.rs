@@ -191,6 +191,7 @@ impl World {
         let opened = Log::open(&rt, &pool, &log_dev, Options::default(), &mut receiver).await;
         let log = Rc::new(opened.unwrap());
         let shared = Rc::new(Shared::new(
+            &rt,
             NodeId(1),
             Address::from("n1"),
             Incarnation(1),

@@ -11,10 +11,10 @@ use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use bb_proto::Incarnation;
 use bb_proto::meta::{Attributes, Binding, Credentials, Space};
 use bb_runtime::{Buf, BufMut, Instant, Rt};
 use bb_server::bfs::{Bfs, BfsError, BfsFuture, DirPage, Found, Times};
+use bb_server::partition::region_mutation::ProcessId;
 use futures_channel::oneshot;
 
 use self::tree::Tree;
@@ -82,7 +82,7 @@ struct Shared {
     mounted: Cell<bool>,
     faults: Cell<BfsFaults>,
     counts: Cell<BfsFaultCounts>,
-    locks: RefCell<BTreeMap<Incarnation, Weak<Life>>>,
+    locks: RefCell<BTreeMap<ProcessId, Weak<Life>>>,
     /// When each fault last hit a call.
     last: RefCell<BTreeMap<BfsFault, Instant>>,
 }
@@ -333,16 +333,16 @@ impl Bfs for SimProcess {
         self.shared.uuid
     }
 
-    fn hold(&self, incarnation: Incarnation) -> BfsFuture<()> {
+    fn hold(&self, process: ProcessId) -> BfsFuture<()> {
         let result = match self.unavailable() {
             Some(error) => Err(error),
             None => {
                 let mut locks = self.shared.locks.borrow_mut();
-                let held = locks.get(&incarnation).and_then(Weak::upgrade);
+                let held = locks.get(&process).and_then(Weak::upgrade);
                 if held.is_some_and(|life| life.is_alive() && !Rc::ptr_eq(&life, &self.life)) {
                     Err(BfsError::Errno(libc::EWOULDBLOCK))
                 } else {
-                    locks.insert(incarnation, Rc::downgrade(&self.life));
+                    locks.insert(process, Rc::downgrade(&self.life));
                     Ok(())
                 }
             }
@@ -350,13 +350,13 @@ impl Bfs for SimProcess {
         self.call(false, move |_| result)
     }
 
-    fn proven_gone(&self, incarnation: Incarnation) -> BfsFuture<bool> {
+    fn proven_gone(&self, process: ProcessId) -> BfsFuture<bool> {
         let shared = self.shared.clone();
         self.call(false, move |_| {
             if !shared.mounted.get() {
                 return Err(BfsError::Unavailable("not mounted".to_owned()));
             }
-            let life = shared.locks.borrow().get(&incarnation).and_then(Weak::upgrade);
+            let life = shared.locks.borrow().get(&process).and_then(Weak::upgrade);
             Ok(life.is_none_or(|life| !life.is_alive()))
         })
     }

@@ -143,6 +143,7 @@ impl World {
                 ..HostConfig::default()
             },
             metadata_bytes_max: 64 << 20,
+            plan: bb_cluster::PlanLimits::default(),
         };
         let node = Node::start(rt, parts, &|_, _| {}).await.map_err(|error| text(&error))?;
         if !self.setup.calls_itself_by_network {
@@ -158,16 +159,19 @@ impl World {
         let listener = network.listen(&self.address).await.map_err(|error| text(&error))?;
         let server = Server::start(rt, listener, node.clone(), ServerConfig::new(identity, pool));
         *life.node.borrow_mut() = Some(node.clone());
+        node.council().joined().await;
         *self.mistake.borrow_mut() = None;
         life.serving.set(true);
         life.changed.notify_all();
         let stop = std::pin::pin!(life.stop.notified());
         let log = node.context().log.clone();
-        let failed = std::pin::pin!(log.failed());
-        if let futures_util::future::Either::Right((error, _)) =
-            futures_util::future::select(stop, failed).await
+        let failed = async { format!("the commit log failed: {}", log.failed().await) };
+        let (failed, ends) = (std::pin::pin!(failed), std::pin::pin!(node.council().must_end()));
+        let ends = futures_util::future::select(failed, ends);
+        if let futures_util::future::Either::Right((why, _)) =
+            futures_util::future::select(stop, ends).await
         {
-            return Err(format!("the commit log failed: {error}"));
+            return Err(why.factor_first().0);
         }
         server.stop(Duration::from_secs(2)).await;
         caller.close();

@@ -23,6 +23,7 @@ use bb_server::files::{FileService, Parts};
 use bb_server::namespace::{Namespace as _, SessionService, WriteThrough};
 use bb_server::partition::host::{HostConfig, HostEnv, PartitionHost};
 use bb_server::partition::journal::{FrameTicket, Journal, JournalFuture, Ticket};
+use bb_server::partition::region_mutation::ProcessId;
 use bb_server::partition::region_mutation::{PurgeMode, Range, RegionId, RegionMutation};
 use bb_server::partition::{Mutation, PartitionReplay};
 use bb_sim::bfs::{SimBfs, SimProcess};
@@ -224,9 +225,10 @@ impl World {
         let domain = self.rt.new_domain();
         let process = self.bfs.process();
         let bfs: Rc<dyn bb_server::bfs::Bfs> = process.clone();
-        bfs.hold(incarnation).await.expect("lock");
+        bfs.hold(ProcessId::new(1, incarnation.0)).await.expect("lock");
         let address = Address::from("n1");
-        let shared = Rc::new(Shared::new(NodeId(1), address, incarnation, map(), Tick(1000)));
+        let shared =
+            Rc::new(Shared::new(&domain, NodeId(1), address, incarnation, map(), Tick(1000)));
         let caller: Rc<dyn Caller> = Rc::new(ToWorld(Rc::downgrade(self)));
         let mut replay = PartitionReplay::new();
         for (partition, record) in self.records.borrow().iter() {

@@ -19,7 +19,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bb_proto::Incarnation;
 use bb_proto::meta::{Attributes, Binding, Credentials, Space};
 use bb_runtime::{Buf, BufMut, ThreadPool};
 
@@ -28,6 +27,7 @@ pub use self::marker::MarkerError;
 use self::root::{Root, shown};
 pub use self::root::{SetupError, format};
 use super::{Bfs, BfsError, BfsFuture, DirPage, Found, Times};
+use crate::partition::region_mutation::ProcessId;
 
 /// How much of the machine it may use.
 #[derive(Clone, Copy, Debug)]
@@ -172,9 +172,9 @@ impl Inner {
         Ok(())
     }
 
-    fn hold(&self, incarnation: Incarnation) -> Result<(), BfsError> {
+    fn hold(&self, process: ProcessId) -> Result<(), BfsError> {
         let flags = libc::O_RDWR | libc::O_CREAT;
-        let fd = self.root().open_own(&lock_name(incarnation), flags)?;
+        let fd = self.root().open_own(&lock_name(process), flags)?;
         if !sys::try_lock(fd.as_fd())? {
             // Two processes with one incarnation: neither may go on as if it were alone.
             return Err(BfsError::Errno(libc::EWOULDBLOCK));
@@ -183,10 +183,10 @@ impl Inner {
         Ok(())
     }
 
-    fn proven_gone(&self, incarnation: Incarnation) -> Result<bool, BfsError> {
+    fn proven_gone(&self, process: ProcessId) -> Result<bool, BfsError> {
         // A file system that is not ours has no lock files either: that proves nothing.
         self.check()?;
-        match self.root().open_own(&lock_name(incarnation), libc::O_RDWR) {
+        match self.root().open_own(&lock_name(process), libc::O_RDWR) {
             Ok(fd) => sys::try_lock(fd.as_fd()),
             // Each process takes its lock before it touches anything else here.
             Err(BfsError::Errno(libc::ENOENT)) => Ok(true),
@@ -210,10 +210,10 @@ impl Inner {
     }
 }
 
-/// Lock file of an incarnation. An empty file for each start; kept, since a missing one counts as
+/// Lock file of a process. An empty file for each start; kept, since a missing one counts as
 /// proof only for a process that never got here.
-fn lock_name(incarnation: Incarnation) -> String {
-    format!("lock.{}", incarnation.0)
+fn lock_name(process: ProcessId) -> String {
+    format!("lock.{}.{}", process.node, process.incarnation)
 }
 
 impl Bfs for PosixBfs {
@@ -225,12 +225,12 @@ impl Bfs for PosixBfs {
         self.inner.uuid
     }
 
-    fn hold(&self, incarnation: Incarnation) -> BfsFuture<()> {
-        self.run(&self.data, move |inner| inner.hold(incarnation))
+    fn hold(&self, process: ProcessId) -> BfsFuture<()> {
+        self.run(&self.data, move |inner| inner.hold(process))
     }
 
-    fn proven_gone(&self, incarnation: Incarnation) -> BfsFuture<bool> {
-        self.run(&self.data, move |inner| inner.proven_gone(incarnation))
+    fn proven_gone(&self, process: ProcessId) -> BfsFuture<bool> {
+        self.run(&self.data, move |inner| inner.proven_gone(process))
     }
 
     fn lookup(&self, caller: &Credentials, path: &[u8], no_follow: bool) -> BfsFuture<Found> {

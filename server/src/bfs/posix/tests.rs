@@ -235,7 +235,7 @@ fn a_root_that_vanished_or_was_replaced_is_noticed() {
         assert!(matches!(bfs.check().await, Err(BfsError::Unavailable(_))), "gone");
         std::fs::create_dir(&path).expect("mkdir");
         assert!(matches!(bfs.check().await, Err(BfsError::Unavailable(_))), "empty");
-        let gone = bfs.proven_gone(Incarnation(1)).await;
+        let gone = bfs.proven_gone(ProcessId::new(1, 1)).await;
         assert!(matches!(gone, Err(BfsError::Unavailable(_))), "no proof of anything");
         format(&path, [6; 16]).expect("format");
         assert!(matches!(bfs.check().await, Err(BfsError::Unavailable(_))), "another's");
@@ -259,17 +259,17 @@ fn only_a_process_that_has_ended_is_proven_gone() {
     let bfs = scratch.bfs();
     real().block_on(async {
         let successor = PosixBfs::open(&scratch.bfs_path(), Limits::default()).expect("open");
-        bfs.hold(Incarnation(1)).await.expect("hold");
-        assert_eq!(errno(successor.hold(Incarnation(1)).await), libc::EWOULDBLOCK);
-        assert_eq!(successor.proven_gone(Incarnation(1)).await, Ok(false));
+        bfs.hold(ProcessId::new(1, 1)).await.expect("hold");
+        assert_eq!(errno(successor.hold(ProcessId::new(1, 1)).await), libc::EWOULDBLOCK);
+        assert_eq!(successor.proven_gone(ProcessId::new(1, 1)).await, Ok(false));
         assert_eq!(
-            successor.proven_gone(Incarnation(1)).await,
+            successor.proven_gone(ProcessId::new(1, 1)).await,
             Ok(false),
             "asking changes nothing"
         );
         // The lock ends with its descriptor, as it does with the process.
         bfs.inner.locks.lock().expect("lock").clear();
-        assert_eq!(successor.proven_gone(Incarnation(1)).await, Ok(true));
+        assert_eq!(successor.proven_gone(ProcessId::new(1, 1)).await, Ok(true));
     });
 }
 

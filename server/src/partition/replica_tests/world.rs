@@ -312,7 +312,8 @@ impl World {
         }
         let map = self.map.borrow().clone();
         let address = Address::from(format!("n{node}").as_str());
-        let shared = Rc::new(Shared::new(node, address, Incarnation(incarnation), map, Tick(1000)));
+        let shared =
+            Rc::new(Shared::new(&rt, node, address, Incarnation(incarnation), map, Tick(1000)));
         let env = HostEnv {
             rt: rt.clone(),
             pool: BufPool::new(1 << 20, false).expect("memory"),

@@ -5,13 +5,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use bb_proto::Incarnation;
 use bb_proto::meta::{Attributes, Binding, Credentials, Space};
 use bb_runtime::sync::Notify;
 use bb_runtime::{Buf, BufMut, Rt};
 use futures_channel::oneshot;
 
 use crate::bfs::{Bfs, BfsError, BfsFuture, DirPage, Found, Times};
+use crate::partition::region_mutation::ProcessId;
 
 #[derive(Clone, Default)]
 pub struct Contents {
@@ -29,7 +29,7 @@ pub struct FakeBfs {
     /// fsync says EIO.
     pub fsync_fails: Cell<bool>,
     /// Processes that hold their locks.
-    pub alive: RefCell<BTreeSet<Incarnation>>,
+    pub alive: RefCell<BTreeSet<ProcessId>>,
     /// Writes wait here while it is shut.
     pub shut: Cell<bool>,
     pub opened: Notify,
@@ -109,12 +109,12 @@ impl Bfs for Mounted {
     fn uuid(&self) -> [u8; 16] {
         [2; 16]
     }
-    fn hold(&self, incarnation: Incarnation) -> BfsFuture<()> {
-        self.0.alive.borrow_mut().insert(incarnation);
+    fn hold(&self, process: ProcessId) -> BfsFuture<()> {
+        self.0.alive.borrow_mut().insert(process);
         self.call(|_| Ok(()))
     }
-    fn proven_gone(&self, incarnation: Incarnation) -> BfsFuture<bool> {
-        self.call(move |bfs| Ok(!bfs.alive.borrow().contains(&incarnation)))
+    fn proven_gone(&self, process: ProcessId) -> BfsFuture<bool> {
+        self.call(move |bfs| Ok(!bfs.alive.borrow().contains(&process)))
     }
     fn lookup(&self, _: &Credentials, _: &[u8], _: bool) -> BfsFuture<Found> {
         Self::unused()

@@ -1,5 +1,6 @@
 //! The rules that residency keeps, one by one.
 
+use crate::partition::region_mutation::ProcessId;
 use bb_proto::Code;
 use bb_proto::meta::Residency as Op;
 use bb_runtime::Rt;
@@ -114,7 +115,7 @@ fn rule_10_a_predecessors_hung_write_cannot_replace_newer_bytes_that_count_as_cl
         world.bfs.open_gate();
         world.wait_ms(10).await;
         assert_eq!(world.bfs.get(HANDLE).bytes, [1; 1000]);
-        world.bfs.alive.borrow_mut().remove(&old);
+        world.bfs.alive.borrow_mut().remove(&ProcessId::new(1, old.0));
         world.wait_ms(70_000).await;
         life.run(Op::Sync, 0).await.unwrap();
         let bytes = world.bfs.get(HANDLE).bytes;

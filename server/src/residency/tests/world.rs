@@ -33,6 +33,7 @@ use crate::files::record::HandleKey;
 use crate::files::{FileChange, FileMutation, FileService, Parts};
 use crate::partition::host::{HostConfig, PartitionHost};
 use crate::partition::journal::Journal;
+use crate::partition::region_mutation::ProcessId;
 use crate::partition::region_mutation::RegionId;
 use crate::partition::replay::PartitionReplay;
 use crate::partition::{Mutation, Partition};
@@ -264,8 +265,15 @@ impl World {
         let log =
             Log::open(&process, &self.pool, &dev, Options::default(), &mut replay).await.unwrap();
         let tick = Tick(1000 * incarnation.0);
-        let shared = Rc::new(Shared::new(NodeId(1), Address::from("n1"), incarnation, map(), tick));
-        self.bfs.alive.borrow_mut().insert(incarnation);
+        let shared = Rc::new(Shared::new(
+            &process,
+            NodeId(1),
+            Address::from("n1"),
+            incarnation,
+            map(),
+            tick,
+        ));
+        self.bfs.alive.borrow_mut().insert(ProcessId::new(1, incarnation.0));
         let ctx = Context {
             rt: process.clone(),
             pool: self.pool.clone(),
@@ -293,7 +301,7 @@ impl World {
         self.rt.kill(life.process.domain());
         self.disk.power_loss();
         if gone {
-            self.bfs.alive.borrow_mut().remove(&life.shared.incarnation);
+            self.bfs.alive.borrow_mut().remove(&ProcessId::new(1, life.shared.incarnation.0));
         }
         drop(life);
     }
