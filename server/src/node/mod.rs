@@ -34,7 +34,7 @@ use crate::namespace::SessionService;
 use crate::partition::PartitionHost;
 use crate::residency::Residency;
 
-pub use format::{Plan, Progress, format};
+pub use format::{JoinPlan, Plan, Progress, format, join};
 pub use inspect::{Kind, LogInspection, Owner, RecordLine, ReplayVerdict, inspect_log};
 pub use start::{Parts, RecoveryNews, SESSION_LEASE};
 
@@ -67,6 +67,9 @@ pub enum StartError {
         /// What the map says.
         expected: crate::blockstore::Uuid,
     },
+    /// The cluster does not take the node in.
+    #[error("cannot join the cluster: {0}")]
+    Join(String),
     /// The devices of the configuration are not those of the map.
     #[error("{0}")]
     Devices(String),

@@ -112,9 +112,9 @@ impl crate::residency::Partitions for PartitionHost {
 }
 
 impl PartitionHost {
-    /// The replicas that replay has brought. Partitions of which the map names no other member are
-    /// served at once; the others after [`PartitionHost::follow_map`]. A replica that the map names and
-    /// the log does not know is born empty: only `bbd format` makes such maps.
+    /// The replicas that replay has brought; they follow [`PartitionHost::follow_map`]. (In tests of
+    /// parts, partitions without other members are served at once, and born where the log does not
+    /// know them.)
     pub fn new(
         env: HostEnv,
         journal: &Rc<dyn Journal>,
@@ -141,7 +141,7 @@ impl PartitionHost {
         host.outbox.belong_to(&host);
         let me = host.env.shared.node.0;
         for (id, entry) in (0..).map(PartitionId).zip(&map.partitions) {
-            let named = entry.primary == me || entry.backups.contains(&me);
+            let named = entry.primary == me && config.serve_at_once;
             let replica = match replicas.remove(&id) {
                 Some(replica) => replica,
                 None if named => Replica::born(id),

@@ -20,7 +20,7 @@ use crate::context::Shared;
 use crate::partition::host::{HostConfig, HostEnv, PartitionHost};
 use crate::partition::journal::{FrameTicket, Journal, JournalFuture, Ticket};
 use crate::partition::pg_mutation::PgMutation;
-use crate::partition::{Council, Mutation, PartitionReplay};
+use crate::partition::{Council, Mutation, PartitionReplay, Replica};
 
 pub const PARTITIONS: u32 = 4;
 
@@ -321,7 +321,15 @@ impl World {
             shared: shared.clone(),
         };
         let journal: Rc<dyn Journal> = Rc::new(Log(Rc::new(MemoryLog { rt: rt.clone(), disk })));
-        let host = PartitionHost::new(env, &journal, HostConfig::default(), replay.finish());
+        let config = HostConfig { serve_at_once: false, ..HostConfig::default() };
+        let mut replicas = replay.finish();
+        if incarnation == 1 {
+            // Those of the first map are born with it.
+            let members = map.numbered().filter(|(_, entry)| entry.members().any(|n| n == node.0));
+            replicas
+                .extend(members.map(|(id, _)| (PartitionId(id), Replica::born(PartitionId(id)))));
+        }
+        let host = PartitionHost::new(env, &journal, config, replicas);
         let council = Rc::new(Leader { world: Rc::downgrade(self), of: node });
         host.join(council, Box::new(|_| {}));
         host.follow_map(true);
