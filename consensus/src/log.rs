@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 
-use raft::eraftpb::{Entry, HardState, Snapshot};
+use raft::eraftpb::{Entry, EntryType, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
 
 use crate::parts::ENTRY_HEAD_BYTES;
@@ -17,6 +17,8 @@ pub(crate) struct Log {
     /// Index and term of the entry before the first one.
     before: (u64, u64),
     bytes_since_snapshot: u64,
+    /// The commit index that a restart finds at least.
+    pub(crate) commit_durable: u64,
     /// A voter needs a snapshot that is newer than what we have.
     pub(crate) snapshot_wanted: Cell<bool>,
 }
@@ -37,8 +39,16 @@ impl Log {
         }
         let newer = entries.iter().filter(|entry| entry.index > meta.index);
         let bytes_since_snapshot = newer.map(entry_bytes).sum();
-        let snapshot_wanted = Cell::new(false);
-        Self { hard, snapshot, entries, before, bytes_since_snapshot, snapshot_wanted }
+        let (commit_durable, snapshot_wanted) = (hard.commit, Cell::new(false));
+        Self {
+            hard,
+            snapshot,
+            entries,
+            before,
+            bytes_since_snapshot,
+            commit_durable,
+            snapshot_wanted,
+        }
     }
 
     fn first(&self) -> u64 {
@@ -93,6 +103,14 @@ impl Log {
         self.entries.clear();
         self.bytes_since_snapshot = 0;
         self.snapshot = snapshot;
+    }
+
+    /// Whether a change of voters is known to be committed, and a restart would not know it.
+    pub(crate) fn forgets_change(&self) -> bool {
+        let unknown = self.entries.iter().rev().take_while(|e| e.index > self.commit_durable);
+        unknown.into_iter().any(|entry| {
+            entry.index <= self.hard.commit && entry.get_entry_type() != EntryType::EntryNormal
+        })
     }
 
     pub(crate) fn bytes_since_snapshot(&self) -> u64 {

@@ -178,6 +178,60 @@ fn all_voters_are_replaced_and_the_leader_leaves_last() {
     }
 }
 
+/// The voters of before are gone for ever at the very moment at which they are said to be removed;
+/// and the new ones crash, one or all, with what was durable at that moment.
+fn voters_replaced(before: u64, wanted: &[u64], crashes: &[u64]) {
+    for seed in seeds(20) {
+        simulate(seed, |rt| async move {
+            let world = group(&rt, before, tight(), 0).await;
+            for _ in 0..30 {
+                world.propose_somewhere().await;
+            }
+            for &number in wanted.iter().filter(|number| **number > before) {
+                world.start(v(number));
+            }
+            for disk in world.disks.borrow().values() {
+                disk.slow_us.set([200, 60_000][usize::try_from(seed % 2).unwrap()]);
+            }
+            let leader = world.wait_leader().await;
+            leader.change_voters(set(wanted)).await.unwrap();
+            for number in (1..=before).filter(|number| !wanted.contains(number)) {
+                world.crash(v(number));
+            }
+            for &number in crashes {
+                world.crash(v(number));
+            }
+            for &number in crashes {
+                world.start(v(number));
+            }
+            let goes_on = async {
+                world.propose_somewhere().await;
+                world.converge().await;
+            };
+            let goes_on = rt.timeout(Duration::from_secs(15), goes_on).await;
+            assert!(goes_on.is_ok(), "seed {seed}: nobody leads");
+            assert_eq!(world.wait_leader().await.status().voters, set(wanted));
+            world.check();
+        });
+    }
+}
+
+#[test]
+fn voters_that_were_removed_can_go_at_once() {
+    voters_replaced(3, &[4, 5, 6], &[]);
+    voters_replaced(3, &[3, 4, 5], &[]);
+    voters_replaced(3, &[4], &[]);
+    voters_replaced(1, &[2, 3, 4], &[]);
+}
+
+#[test]
+fn new_voters_know_that_they_are_after_a_power_cut() {
+    voters_replaced(3, &[4, 5, 6], &[4, 5, 6]);
+    voters_replaced(3, &[3, 4, 5], &[3, 4, 5]);
+    voters_replaced(3, &[1], &[1]);
+    voters_replaced(3, &[2], &[2]);
+}
+
 #[test]
 fn a_voter_whose_log_is_lost_is_replaced_under_a_new_number() {
     for seed in seeds(10) {
@@ -220,6 +274,61 @@ fn a_new_voter_that_never_comes_stops_nobody() {
             rt.timeout(Duration::from_secs(5), back).await.unwrap().unwrap();
             assert_eq!(leader.status().learners, set(&[]));
             assert!(world.read(leader.number()).await);
+            world.check();
+        });
+    }
+}
+
+#[test]
+fn a_change_of_voters_ends_in_time_or_with_the_leadership() {
+    for seed in seeds(10) {
+        simulate(seed, |rt| async move {
+            let settings = Settings { change_timeout_ms: 3000, ..tight() };
+            let world = group(&rt, 3, settings, 0).await;
+            world.propose_somewhere().await;
+            let leader = world.wait_leader().await;
+            let begin = rt.now();
+            let slow = leader.change_voters(set(&[1, 2, 3, 9])).await.unwrap_err();
+            let learners = set(&[9]);
+            assert_eq!(slow, ChangeError::Slow { timeout_ms: 3000, learners });
+            assert_eq!(rt.now().since(begin), Duration::from_secs(3));
+            for other in others(&world, leader.number()) {
+                world.cut(leader.number(), other, true);
+            }
+            // The second waits for the first one's turn.
+            let first = leader.change_voters(set(&[1, 2, 3]));
+            let second = leader.change_voters(set(&[1, 2]));
+            let both = futures_util::future::join(first, second);
+            let limit = Duration::from_millis(2500);
+            let (first, second) = rt.timeout(limit, both).await.expect("no quorum, no leader");
+            assert!(matches!(first, Err(ChangeError::NotLeader(_))), "{first:?}");
+            assert!(matches!(second, Err(ChangeError::NotLeader(_))), "{second:?}");
+            world.check();
+        });
+    }
+}
+
+#[test]
+fn who_was_removed_and_heard_of_it_says_so() {
+    for seed in seeds(10) {
+        simulate(seed, |rt| async move {
+            let world = group(&rt, 3, tight(), 0).await;
+            world.propose_somewhere().await;
+            let leader = world.wait_leader().await;
+            let gone = others(&world, leader.number())[0];
+            let wanted = world.up().into_iter().filter(|number| *number != gone).collect();
+            world.start(v(9));
+            assert!(!world.get(v(9)).unwrap().status().removed, "was never named");
+            leader.change_voters(wanted).await.unwrap();
+            rt.sleep(Duration::from_millis(200)).await;
+            assert!(world.get(gone).unwrap().status().removed);
+            assert!(!leader.status().removed);
+            // From its own log, too.
+            world.crash(gone);
+            world.start(gone);
+            rt.sleep(Duration::from_secs(5)).await;
+            assert!(world.get(gone).unwrap().status().removed);
+            assert_eq!(world.get(gone).unwrap().role(), Role::Follower);
             world.check();
         });
     }
