@@ -57,10 +57,10 @@ pub struct Status {
     pub voters_outgoing: BTreeSet<VoterNumber>,
     /// Those who are to become voters, and still learn the log.
     pub learners: BTreeSet<VoterNumber>,
-    /// This voter was one, and is none of these any more, as far as applied here: it can be
-    /// switched off, and must not come back under its number. Where this is false it may still
-    /// have been removed: who was away when the change was committed is not told any more. It
-    /// stands for election in vain then, and disturbs nobody; the caller's map knows.
+    /// This voter knows of voters, and is neither one nor to become one, as far as applied here
+    /// (right after a start: as of the last checkpoint). Where this is false it may still have been
+    /// removed: who was away when the change was committed is not told any more. It stands for
+    /// election in vain then, and disturbs nobody; the caller's map knows.
     pub removed: bool,
 }
 
