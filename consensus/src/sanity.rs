@@ -47,7 +47,7 @@ pub(crate) fn judge(node: &RawNode<Log>, message: &Message) -> Verdict {
                 || raft.raft_log.unstable_snapshot().is_some() =>
         {
             // Else it would stand in the way of all others for ever.
-            debug_assert!(node.has_ready(), "nothing will be done about what it waits for");
+            assert!(node.has_ready(), "nothing will be done about what it waits for");
             Verdict::Later
         }
         _ => Verdict::Good,

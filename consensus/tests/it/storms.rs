@@ -220,6 +220,11 @@ fn voters_change_in_a_storm_and_agree() {
 }
 
 #[test]
+fn voters_of_a_larger_group_change_in_a_storm_and_agree() {
+    weather(5, 3, 10);
+}
+
+#[test]
 fn a_group_that_grows_from_one_in_a_storm_agrees() {
     weather(1, 4, 25);
 }
