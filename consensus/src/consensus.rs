@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
 use bb_runtime::sync::{Notify, Semaphore};
 use bb_runtime::{Instant, Rt};
@@ -56,6 +57,11 @@ pub struct Status {
     pub voters_outgoing: BTreeSet<VoterNumber>,
     /// Those who are to become voters, and still learn the log.
     pub learners: BTreeSet<VoterNumber>,
+    /// This voter knows of voters, and is neither one nor to become one, as far as applied here
+    /// (right after a start: as of the last checkpoint). Where this is false it may still have been
+    /// removed: who was away when the change was committed is not told any more. It stands for
+    /// election in vain then, and disturbs nobody; the caller's map knows.
+    pub removed: bool,
 }
 
 /// What others look at without disturbing the core.
@@ -269,16 +275,31 @@ impl Consensus {
         outcome.await.unwrap_or(Err(NotLeader { hint: None }))
     }
 
-    /// Makes exactly `wanted` the voters and returns when that is committed. Those who are new are
-    /// learners until they have caught up; then all are added and removed in one joint change. One
-    /// change at a time; others wait. A voter that is added must run (with [`Recovered::new`]):
-    /// until it has caught up nothing else changes. Dropping the future begins no further step.
+    /// Makes exactly `wanted` the voters and returns when that is committed and most of them know
+    /// it, durably: from then on the others can be switched off. **Not before**: after an error the
+    /// voters of before must stay until a later call, at whoever leads then, has succeeded.
     ///
-    /// A leader that is not wanted leads until the change is through, and then steps down.
+    /// Those who are new are learners until they have caught up; then all are added and removed in
+    /// one joint change. One change at a time; others wait. A voter that is added must run (with
+    /// [`Recovered::new`]): until it has caught up nothing else changes. Ends when the leadership
+    /// ends, and after [`Settings::change_timeout_ms`] at the latest. Dropping the future begins no
+    /// further step.
+    ///
+    /// A leader that is not wanted leads until the change is through, and then steps down. Those
+    /// who are removed are told so once, and may miss it: see [`Status::removed`].
     pub async fn change_voters(&self, wanted: BTreeSet<VoterNumber>) -> Result<(), ChangeError> {
         if !possible(&wanted) {
             return Err(ChangeError::Impossible { count: wanted.len() });
         }
+        let timeout_ms = self.inner.settings.change_timeout_ms;
+        let limit = Duration::from_millis(timeout_ms);
+        let changed = self.inner.rt.timeout(limit, self.change_to(wanted)).await;
+        changed.unwrap_or_else(|_| {
+            Err(ChangeError::Slow { timeout_ms, learners: self.status().learners })
+        })
+    }
+
+    async fn change_to(&self, wanted: BTreeSet<VoterNumber>) -> Result<(), ChangeError> {
         let inner = &self.inner;
         let _turn = inner.changing.acquire(1).await;
         let mut begun = false;
@@ -287,7 +308,12 @@ impl Consensus {
             let progress = inner.progress.notified();
             let changed = inner.changed.notified();
             let Status { voters, voters_outgoing, learners, .. } = self.status();
-            if begun && voters == wanted && voters_outgoing.is_empty() && learners.is_empty() {
+            let settled = {
+                let core = inner.core.borrow();
+                core.settled == core.conf_index
+            };
+            let there = voters == wanted && voters_outgoing.is_empty() && settled;
+            if begun && there && learners.is_empty() {
                 return Ok(());
             }
             if self.role() != Role::Leader || self.term() != term {
@@ -299,8 +325,7 @@ impl Consensus {
                     core.change = Some(step);
                     begun = true;
                     inner.wake.notify_all();
-                } else if voters == wanted
-                    && voters_outgoing.is_empty()
+                } else if there
                     && core.node.raft.commit_to_current_term()
                     && !core.node.raft.has_pending_conf()
                 {
@@ -368,6 +393,7 @@ impl Consensus {
             voters: set(&core.conf.voters),
             voters_outgoing: set(&core.conf.voters_outgoing),
             learners: set(&core.conf.learners),
+            removed: core.is_removed(),
         }
     }
 }

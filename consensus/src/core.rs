@@ -38,6 +38,12 @@ pub(crate) struct Core {
     pub(crate) bulk: Bulk,
     /// The voters as of what is applied.
     pub(crate) conf: ConfState,
+    /// Where these became the voters (or a later index).
+    pub(crate) conf_index: u64,
+    /// The last `conf_index` that most of the voters are known to know of, durably.
+    pub(crate) settled: u64,
+    /// How long we lead though we are no voter any more.
+    leaving_ticks: u32,
     /// Index and term of the last entry applied.
     pub(crate) applied: (u64, u64),
     pub(crate) proposals: Vec<(Vec<u8>, ProposalAnswer)>,
@@ -68,6 +74,9 @@ impl Core {
             machine,
             bulk,
             conf,
+            conf_index: applied.0,
+            settled: 0,
+            leaving_ticks: 0,
             applied,
             proposals: Vec::new(),
             pending: BTreeMap::new(),
@@ -83,6 +92,13 @@ impl Core {
 
     pub(crate) fn is_leader(&self) -> bool {
         self.node.raft.state == StateRole::Leader
+    }
+
+    /// Whether the voters are known, and we are none, nor to become one.
+    pub(crate) fn is_removed(&self) -> bool {
+        let (me, conf) = (&self.number.0, &self.conf);
+        let named = [&conf.voters, &conf.voters_outgoing, &conf.learners];
+        !conf.voters.is_empty() && !named.iter().any(|set| set.contains(me))
     }
 
     pub(crate) fn leader(&self) -> Option<VoterNumber> {
@@ -106,6 +122,7 @@ impl Core {
     pub(crate) fn tick(&mut self, settings: &Settings, rt: &Rt) {
         self.node.raft.set_randomized_election_timeout(self.election_ticks);
         self.node.tick();
+        self.leaving_ticks = if self.is_leaving() { self.leaving_ticks + 1 } else { 0 };
         if !self.is_leader() && self.node.raft.election_elapsed == 0 {
             // It has just begun one; should it fail, the next is at another time.
             self.draw_election_ticks(settings, rt);
@@ -128,7 +145,7 @@ impl Core {
         }
         message.set_entries(entries.into());
         // A follower would forward them, and nobody would know what became of them.
-        if !self.is_leader() || self.node.step(message).is_err() {
+        if !self.is_leader() || self.is_leaving() || self.node.step(message).is_err() {
             for answer in answers {
                 let _ = answer.send(Err(self.not_leader().into()));
             }
@@ -146,7 +163,9 @@ impl Core {
         if self.barriers.is_empty() {
             return;
         }
-        if !self.is_leader() {
+        // Who is no voter has no say in who leads: where only one voter is left, the library would
+        // take us for it.
+        if !self.is_leader() || self.is_leaving() {
             self.fail_barriers();
             return;
         }
@@ -211,7 +230,8 @@ impl Core {
     /// once. Nothing where somebody still learns, or a step is under way.
     pub(crate) fn next_change(&self, wanted: &BTreeSet<VoterNumber>) -> Option<VoterChange> {
         let raft = &self.node.raft;
-        let busy = self.change.is_some()
+        let busy = self.is_leaving()
+            || self.change.is_some()
             || raft.has_pending_conf()
             || !raft.commit_to_current_term()
             || !self.conf.voters_outgoing.is_empty();
@@ -245,7 +265,7 @@ impl Core {
     /// Begins a change of voters that was asked for, or ends one whose first half is applied, also
     /// one that an earlier leader began.
     pub(crate) fn drive_change(&mut self) {
-        if !self.is_leader() || self.node.raft.has_pending_conf() {
+        if !self.is_leader() || self.is_leaving() || self.node.raft.has_pending_conf() {
             return;
         }
         // Refused by the library only where it is no leader: the caller sees that.
@@ -256,18 +276,62 @@ impl Core {
         }
     }
 
-    /// A leader that is no voter any more leaves, and names its successor.
-    pub(crate) fn step_down_if_removed(&mut self) {
-        let me = self.number.0;
+    /// Whether we lead though we are no voter any more: only until the voters know.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.is_leader() && self.is_removed()
+    }
+
+    /// An answer to one of our own appends.
+    pub(crate) fn is_append_answer(&self, message: &Message) -> bool {
+        message.get_msg_type() == MessageType::MsgAppendResponse
+            && message.term == self.node.raft.term
+    }
+
+    /// What an answer to an append says of its sender, for a leader that leaves. The library must
+    /// not see it: what it commits it counts for itself too, and panics where it is no voter.
+    pub(crate) fn note_commit(&mut self, answer: &Message) {
+        if let Some(progress) = self.node.raft.mut_prs().get_mut(answer.from) {
+            progress.update_committed(answer.commit);
+        }
+    }
+
+    /// Whether it has just become known that most of the voters know, durably, that they are the
+    /// voters. Before that the group needs those of before: a log may hold the entry that ends
+    /// their time, but it counts only once it is known to be committed, and without them nobody
+    /// could be elected to find out. (Where most know, one of them takes part in each election,
+    /// and tells the others what is committed.)
+    pub(crate) fn settle(&mut self) -> bool {
         let conf = &self.conf;
-        if !self.is_leader() || conf.voters.contains(&me) || conf.voters_outgoing.contains(&me) {
+        if !self.is_leader() || self.settled == self.conf_index || !conf.voters_outgoing.is_empty()
+        {
+            return false;
+        }
+        let knows = |id: &&u64| self.commit_known_by(**id) >= self.conf_index;
+        if conf.voters.iter().filter(knows).count() <= conf.voters.len() / 2 {
+            return false;
+        }
+        self.settled = self.conf_index;
+        true
+    }
+
+    /// Ours is durable too, where it is about the voters.
+    fn commit_known_by(&self, voter: u64) -> u64 {
+        self.node.raft.prs().get(voter).map_or(0, |progress| progress.committed_index)
+    }
+
+    /// A leader that is no voter any more names its successor and leaves, as soon as most voters
+    /// know that they are, or when that takes longer than an election.
+    pub(crate) fn step_down_if_removed(&mut self, settings: &Settings) {
+        let settled = self.settled == self.conf_index;
+        if !self.is_leaving() || (!settled && self.leaving_ticks < settings.election_ticks_min) {
             return;
         }
+        let matched = |id: u64| self.node.raft.prs().get(id).map_or(0, |p| p.matched);
+        let knowing = |id: &u64| self.commit_known_by(*id) >= self.conf_index;
+        let rank = |id: &&u64| (knowing(id), matched(**id), **id);
+        let successor = self.conf.voters.iter().max_by_key(rank).copied();
         let raft = &mut self.node.raft;
-        // So that the others learn that the change is committed.
-        raft.bcast_append();
-        let matched = |id: &u64| raft.prs().get(*id).map_or(0, |progress| progress.matched);
-        if let Some(&successor) = conf.voters.iter().max_by_key(|id| (matched(id), **id)) {
+        if let Some(successor) = successor {
             raft.send_timeout_now(successor);
         }
         raft.become_follower(raft.term, 0);
@@ -305,6 +369,11 @@ impl Core {
         };
         let conf = self.node.apply_conf_change(&change);
         self.conf = conf.map_err(|error| StopReason::Log { what: error.to_string() })?;
+        self.conf_index = entry.index;
+        if self.is_leaving() {
+            // That the change is committed.
+            self.node.raft.bcast_append();
+        }
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::{Entry, HardState, Message, MessageType};
 use raft::{Ready, SnapshotStatus, StateRole};
 
 use crate::VoterNumber;
@@ -48,6 +48,7 @@ impl Inner {
             // Here all that the library holds is durable.
             self.tick_if_due();
             self.take_in()?;
+            self.settle();
             self.observe();
             {
                 let mut core = self.core.borrow_mut();
@@ -59,11 +60,8 @@ impl Inner {
                 }
             }
             self.cycle().await?;
-            {
-                let mut core = self.core.borrow_mut();
-                core.step_down_if_removed();
-                core.end_barrier();
-            }
+            self.settle();
+            self.core.borrow_mut().end_barrier();
             self.observe();
             self.progress.notify_all();
             self.checkpoint_if_due();
@@ -95,6 +93,19 @@ impl Inner {
         self.post(out);
     }
 
+    /// Sees whether the voters of the last change can do without those of before.
+    fn settle(&self) {
+        let settled = {
+            let mut core = self.core.borrow_mut();
+            let settled = core.settle();
+            core.step_down_if_removed(&self.settings);
+            settled
+        };
+        if settled {
+            self.progress.notify_all();
+        }
+    }
+
     /// Gives the library what came, up to a message that must wait until what is there is durable.
     fn take_in(&self) -> Result<(), StopReason> {
         let mut out = Outgoing::new();
@@ -111,6 +122,9 @@ impl Inner {
             };
             match incoming {
                 Incoming::Raft(message) => match judge(&core.node, &message) {
+                    Verdict::Good if core.is_leaving() && core.is_append_answer(&message) => {
+                        core.note_commit(&message);
+                    }
                     Verdict::Good => {
                         if let Err(error) = core.node.step(*message) {
                             tracing::debug!(%from, %error, "message not taken");
@@ -162,14 +176,27 @@ impl Inner {
     async fn cycle(self: &Rc<Self>) -> Result<(), StopReason> {
         let mut ready = self.core.borrow_mut().node.ready();
         // A leader's appends may leave before its own copy is durable: it counts itself only then.
-        self.send(&ready.take_messages());
+        // But not before its vote for itself is: one that needs no other vote is elected within
+        // the round, and could be elected in the same term again.
+        let early = ready.take_messages();
+        let elected = ready.hs().is_some_and(|hard| {
+            let core = self.core.borrow();
+            let known = &core.node.store().hard;
+            (hard.term, hard.vote) != (known.term, known.vote)
+        });
+        if !elected {
+            self.send(&early);
+        }
         self.core.borrow_mut().confirmed(ready.read_states());
         #[cfg(feature = "planted")]
         if crate::planted::sends_before_persist() {
             self.send(&ready.take_persisted_messages());
         }
         self.persist_snapshot(&ready).await?;
-        self.persist_entries(&ready).await?;
+        self.persist_entries(ready.hs(), ready.entries()).await?;
+        if elected {
+            self.send(&early);
+        }
         self.send(&ready.take_persisted_messages());
         let messages = {
             let mut core = self.core.borrow_mut();
@@ -185,6 +212,8 @@ impl Inner {
             core.node.advance_apply_to(applied);
             light.take_messages()
         };
+        // A leader has just learned what is committed.
+        self.persist_entries(None, &[]).await?;
         self.send(&messages);
         Ok(())
     }
@@ -206,6 +235,7 @@ impl Inner {
             let meta = snapshot.get_metadata();
             core.conf = meta.get_conf_state().clone();
             core.applied = (meta.index, meta.term);
+            core.conf_index = meta.index;
             let mut durable = hard;
             // Entries that may follow it in this round are not in it yet.
             durable.commit = meta.index;
@@ -216,15 +246,21 @@ impl Inner {
             bytes
         };
         self.rt.trace(snapshot.get_metadata().index);
-        Ok(self.store.checkpoint(bytes).await?)
+        self.store.checkpoint(bytes).await?;
+        self.core.borrow_mut().node.mut_store().commit_durable = snapshot.get_metadata().index;
+        Ok(())
     }
 
-    async fn persist_entries(&self, ready: &Ready) -> Result<(), StopReason> {
-        let records = {
+    async fn persist_entries(
+        &self,
+        hard: Option<&HardState>,
+        entries: &[Entry],
+    ) -> Result<(), StopReason> {
+        let (records, commit) = {
             let mut core = self.core.borrow_mut();
             let log = core.node.mut_store();
             let mut vote_changed = false;
-            if let Some(hard) = ready.hs() {
+            if let Some(hard) = hard {
                 vote_changed = (hard.term, hard.vote) != (log.hard.term, log.hard.vote);
                 #[cfg(feature = "planted")]
                 if crate::planted::forgets_vote() {
@@ -232,15 +268,18 @@ impl Inner {
                 }
                 log.hard = hard.clone();
             }
-            log.append(ready.entries());
+            log.append(entries);
             // A commit index alone is worth no write: it goes with the next one, and a leader tells
-            // it again.
-            if ready.entries().is_empty() && !vote_changed {
+            // it again. Except for a change of voters: who forgets that it is through counts votes
+            // of those who are gone, and we answer the leader that we know.
+            if entries.is_empty() && !vote_changed && !log.forgets_change() {
                 return Ok(());
             }
-            encode_append(self.number, &log.hard, ready.entries())
+            (encode_append(self.number, &log.hard, entries), log.hard.commit)
         };
-        Ok(self.store.append(records).await?)
+        self.store.append(records).await?;
+        self.core.borrow_mut().node.mut_store().commit_durable = commit;
+        Ok(())
     }
 
     fn checkpoint_if_due(self: &Rc<Self>) {

@@ -1,5 +1,7 @@
 //! What can go wrong, by what a caller can do about it.
 
+use std::collections::BTreeSet;
+
 use crate::envelope::DecodeError;
 use crate::parts::VOTERS_MAX;
 use crate::{RecoverError, SnapshotRefused, StoreFailed, VoterNumber};
@@ -37,6 +39,15 @@ pub enum ChangeError {
     /// Only the leader can. A change that it began may go on under the next one.
     #[error(transparent)]
     NotLeader(#[from] NotLeader),
+    /// It takes longer than `Settings::change_timeout_ms`. What was begun goes on; no further step
+    /// is begun.
+    #[error("the voters have not changed within {timeout_ms} ms; still learning: {learners:?}")]
+    Slow {
+        /// The time it had.
+        timeout_ms: u64,
+        /// New voters that don't have the log yet.
+        learners: BTreeSet<VoterNumber>,
+    },
     /// No voter at all, too many, or number 0.
     #[error("{count} voters wanted: must be 1 to {VOTERS_MAX}, none of them number 0")]
     Impossible {

@@ -30,6 +30,8 @@ mod core;
 mod drive;
 mod envelope;
 mod errors;
+#[cfg(test)]
+mod formats_test;
 mod log;
 mod logger;
 mod parts;

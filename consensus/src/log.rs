@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 
-use raft::eraftpb::{Entry, HardState, Snapshot};
+use raft::eraftpb::{Entry, EntryType, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
 
 use crate::parts::ENTRY_HEAD_BYTES;
@@ -17,6 +17,8 @@ pub(crate) struct Log {
     /// Index and term of the entry before the first one.
     before: (u64, u64),
     bytes_since_snapshot: u64,
+    /// The commit index that a restart finds at least.
+    pub(crate) commit_durable: u64,
     /// A voter needs a snapshot that is newer than what we have.
     pub(crate) snapshot_wanted: Cell<bool>,
 }
@@ -37,8 +39,16 @@ impl Log {
         }
         let newer = entries.iter().filter(|entry| entry.index > meta.index);
         let bytes_since_snapshot = newer.map(entry_bytes).sum();
-        let snapshot_wanted = Cell::new(false);
-        Self { hard, snapshot, entries, before, bytes_since_snapshot, snapshot_wanted }
+        let (commit_durable, snapshot_wanted) = (hard.commit, Cell::new(false));
+        Self {
+            hard,
+            snapshot,
+            entries,
+            before,
+            bytes_since_snapshot,
+            commit_durable,
+            snapshot_wanted,
+        }
     }
 
     fn first(&self) -> u64 {
@@ -93,6 +103,14 @@ impl Log {
         self.entries.clear();
         self.bytes_since_snapshot = 0;
         self.snapshot = snapshot;
+    }
+
+    /// Whether a change of voters is known to be committed, and a restart would not know it.
+    pub(crate) fn forgets_change(&self) -> bool {
+        let unknown = self.entries.iter().rev().take_while(|e| e.index > self.commit_durable);
+        unknown.into_iter().any(|entry| {
+            entry.index <= self.hard.commit && entry.get_entry_type() != EntryType::EntryNormal
+        })
     }
 
     pub(crate) fn bytes_since_snapshot(&self) -> u64 {
@@ -162,12 +180,55 @@ impl Storage for Log {
     fn snapshot(&self, request_index: u64, to: u64) -> Result<Snapshot> {
         let meta = self.snapshot.get_metadata();
         let conf = meta.get_conf_state();
-        // A voter that is newer than the snapshot would not find itself in it, and refuse it.
-        let known = conf.voters.contains(&to) || conf.learners.contains(&to);
+        // A voter that is newer than the snapshot would not find itself in it, and refuse it. One
+        // that is on its way out still counts, and may have to catch up so that it can go.
+        let named = [&conf.voters, &conf.voters_outgoing, &conf.learners];
+        let known = named.iter().any(|set| set.contains(&to));
         if known && meta.index >= request_index {
             return Ok(self.snapshot.clone());
         }
         self.snapshot_wanted.set(true);
         Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raft::eraftpb::ConfState;
+
+    use super::*;
+
+    #[test]
+    fn everybody_named_in_a_snapshot_can_have_it() {
+        let mut snapshot = Snapshot::default();
+        snapshot.mut_metadata().index = 9;
+        *snapshot.mut_metadata().mut_conf_state() = ConfState {
+            voters: vec![1],
+            voters_outgoing: vec![2],
+            learners: vec![3],
+            ..ConfState::default()
+        };
+        let log = Log::new(HardState::default(), snapshot, VecDeque::new());
+        for named in 1..=3 {
+            assert!(log.snapshot(9, named).is_ok(), "{named}");
+        }
+        assert!(!log.snapshot_wanted.get());
+        assert!(log.snapshot(9, 4).is_err() && log.snapshot_wanted.get());
+    }
+
+    #[test]
+    fn a_change_of_voters_that_a_restart_would_forget_is_noticed() {
+        let kinds = [EntryType::EntryNormal, EntryType::EntryConfChangeV2, EntryType::EntryNormal];
+        let mut log = Log::new(HardState::default(), Snapshot::default(), VecDeque::new());
+        for (index, kind) in (1..).zip(kinds) {
+            let mut entry = Entry { index, term: 1, ..Entry::default() };
+            entry.set_entry_type(kind);
+            log.append(&[entry]);
+        }
+        for (durable, known, forgets) in [(0, 1, false), (0, 2, true), (1, 3, true), (2, 3, false)]
+        {
+            (log.commit_durable, log.hard.commit) = (durable, known);
+            assert_eq!(log.forgets_change(), forgets, "{durable} {known}");
+        }
     }
 }

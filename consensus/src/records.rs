@@ -97,7 +97,7 @@ pub struct Recovered {
     pub(crate) hard: HardState,
     pub(crate) snapshot: Snapshot,
     pub(crate) entries: VecDeque<Entry>,
-    used: bool,
+    pub(crate) used: bool,
 }
 
 impl Recovered {

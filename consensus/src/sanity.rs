@@ -42,10 +42,12 @@ pub(crate) fn judge(node: &RawNode<Log>, message: &Message) -> Verdict {
         MessageType::MsgRequestVoteResponse
         | MessageType::MsgRequestPreVoteResponse
         | MessageType::MsgTimeoutNow
-            if !raft.raft_log.unstable_entries().is_empty()
-                || raft.raft_log.unstable_snapshot().is_some()
-                || raft.raft_log.applied < raft.raft_log.committed =>
+            if raft.raft_log.applied < raft.raft_log.committed
+                || !raft.raft_log.unstable_entries().is_empty()
+                || raft.raft_log.unstable_snapshot().is_some() =>
         {
+            // Else it would stand in the way of all others for ever.
+            assert!(node.has_ready(), "nothing will be done about what it waits for");
             Verdict::Later
         }
         _ => Verdict::Good,

@@ -30,6 +30,9 @@ pub struct Settings {
     /// Entries before a checkpoint that are kept for followers that are a little behind; one that
     /// is further behind gets a snapshot.
     pub keep_entries: u64,
+    /// A change of voters that isn't through after this is given up by whoever waits for it: new
+    /// voters must learn the log in that time.
+    pub change_timeout_ms: u64,
     /// Messages that wait while the store is slow. Beyond, the oldest are dropped, as a network
     /// may.
     pub inbox_messages_max: usize,
@@ -49,6 +52,7 @@ impl Default for Settings {
             checkpoint_entries: 4096,
             checkpoint_bytes: 4 << 20,
             keep_entries: 512,
+            change_timeout_ms: 60_000,
             inbox_messages_max: 4096,
         }
     }
@@ -80,6 +84,7 @@ impl Settings {
             ),
             (self.proposal_bytes_max > 0, "proposal_bytes_max must not be 0"),
             (self.checkpoint_entries > 0, "checkpoint_entries must not be 0"),
+            (self.change_timeout_ms > 0, "change_timeout_ms must not be 0"),
             (self.inbox_messages_max > 0, "inbox_messages_max must not be 0"),
         ];
         rules.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, what)| Err(*what))

@@ -61,7 +61,7 @@ const _: () = assert!(size_of::<Body>() == 64);
 
 /// The numbers of the types that travel. All others are for one process only, and a peer that
 /// sends them is refused: proposals and reads are never forwarded here.
-const KINDS: [(u16, MessageType); 10] = [
+pub(crate) const KINDS: [(u16, MessageType); 10] = [
     (1, MessageType::MsgAppend),
     (2, MessageType::MsgAppendResponse),
     (3, MessageType::MsgRequestVote),

@@ -178,6 +178,146 @@ fn all_voters_are_replaced_and_the_leader_leaves_last() {
     }
 }
 
+/// The voters of before are gone for ever at the very moment at which they are said to be removed;
+/// and the new ones crash, with what was durable at that moment; one of them may stay away.
+fn voters_replaced(before: u64, wanted: &[u64], crashes: &[u64], away: Option<u64>) {
+    for seed in seeds(20) {
+        simulate(seed, |rt| async move {
+            let world = group(&rt, before, tight(), 0).await;
+            for _ in 0..30 {
+                world.propose_somewhere().await;
+            }
+            for &number in wanted.iter().filter(|number| **number > before) {
+                world.start(v(number));
+            }
+            for disk in world.disks.borrow().values() {
+                disk.slow_us.set([200, 60_000][usize::try_from(seed % 2).unwrap()]);
+            }
+            let leader = world.wait_leader().await;
+            leader.change_voters(set(wanted)).await.unwrap();
+            for number in (1..=before).filter(|number| !wanted.contains(number)) {
+                world.crash(v(number));
+            }
+            for &number in crashes {
+                world.crash(v(number));
+            }
+            for &number in crashes.iter().filter(|number| away != Some(**number)) {
+                world.start(v(number));
+            }
+            let goes_on = async {
+                world.propose_somewhere().await;
+                if let Some(away) = away {
+                    world.start(v(away));
+                }
+                world.converge().await;
+            };
+            let goes_on = rt.timeout(Duration::from_secs(15), goes_on).await;
+            assert!(goes_on.is_ok(), "seed {seed}: nobody leads");
+            assert_eq!(world.wait_leader().await.status().voters, set(wanted));
+            world.check();
+        });
+    }
+}
+
+#[test]
+fn voters_that_were_removed_can_go_at_once() {
+    voters_replaced(3, &[4, 5, 6], &[], None);
+    voters_replaced(3, &[3, 4, 5], &[], None);
+    voters_replaced(3, &[4], &[], None);
+    voters_replaced(1, &[2, 3, 4], &[], None);
+}
+
+#[test]
+fn new_voters_know_that_they_are_after_a_power_cut() {
+    voters_replaced(3, &[4, 5, 6], &[4, 5, 6], None);
+    voters_replaced(3, &[3, 4, 5], &[3, 4, 5], None);
+    voters_replaced(3, &[1], &[1], None);
+    voters_replaced(3, &[2], &[2], None);
+}
+
+#[test]
+fn whoever_of_the_new_voters_is_left_knows_enough() {
+    for away in 4..=6 {
+        voters_replaced(3, &[4, 5, 6], &[away], Some(away));
+        voters_replaced(3, &[4, 5, 6], &[4, 5, 6], Some(away));
+    }
+}
+
+/// Such a voter is elected at its start. Were that not durable when others hear of it, it could be
+/// elected in the same term again.
+#[test]
+fn a_leader_that_needs_no_other_vote_sends_nothing_before_its_own_is_durable() {
+    for seed in seeds(10) {
+        simulate(seed, |rt| async move {
+            let settings = Settings { change_timeout_ms: 1000, ..tight() };
+            let world = group(&rt, 1, settings, 0).await;
+            let leader = world.wait_leader().await;
+            // A learner that never comes, in the checkpoint, so that it is known at the start.
+            leader.change_voters(set(&[1, 9])).await.unwrap_err();
+            for _ in 0..60 {
+                assert!(world.propose(&leader).await);
+            }
+            rt.sleep(Duration::from_secs(1)).await;
+            world.crash(v(1));
+            let disk = world.disks.borrow()[&v(1)].clone();
+            disk.slow_us.set(100_000);
+            *world.tapped.borrow_mut() = Some(Vec::new());
+            let before = disk.appends.get();
+            world.start(v(1));
+            rt.sleep(Duration::from_micros(10)).await;
+            let sent = || world.tapped.borrow().as_ref().map_or(0, Vec::len);
+            assert_eq!(disk.appends.get(), before + 1, "its vote is on its way to the disk");
+            assert_eq!(sent(), 0);
+            rt.sleep(Duration::from_secs(1)).await;
+            assert!(sent() > 0);
+        });
+    }
+}
+
+/// The only new voter learns of it, is elected and acknowledges, while the old leader's disk takes
+/// its time; which then is the leader of an earlier term, in a group of one that is not it.
+#[test]
+fn a_leader_that_is_no_voter_any_more_answers_no_barrier() {
+    let mut both = 0;
+    for seed in seeds(20) {
+        both += simulate(seed, |rt| async move {
+            let world = group(&rt, 3, tight(), 0).await;
+            world.propose_somewhere().await;
+            world.start(v(4));
+            let old = world.wait_leader().await;
+            let changing = old.clone();
+            rt.spawn(async move { changing.change_voters(set(&[4])).await });
+            let until = async |holds: &dyn Fn() -> bool| {
+                while !holds() {
+                    rt.sleep(Duration::from_micros(10)).await;
+                }
+            };
+            // First it became a learner.
+            until(&|| old.status().voters == set(&[4])).await;
+            let leave = old.status().applied + 1;
+            until(&|| old.status().last_index == leave).await;
+            // It is on its way to the disk; the next write takes longer than an election.
+            world.disks.borrow()[&old.number()].slow_us.set(20_000_000);
+            until(&|| old.status().commit == leave).await;
+            world.blocked.borrow_mut().insert((v(4), old.number()));
+            let mut both = 0;
+            for _ in 0..2500 {
+                rt.sleep(Duration::from_millis(10)).await;
+                let (reading, number) = (world.clone(), old.number());
+                rt.spawn(async move { reading.read(number).await });
+                if let Some(new) = world.get(v(4)).filter(|new| new.role() == Role::Leader) {
+                    both += u64::from(old.role() == Role::Leader);
+                    assert!(world.propose(&new).await);
+                }
+            }
+            world.check();
+            both
+        })
+        .0;
+    }
+    assert!(both > 0, "never two who think that they lead");
+}
+
 #[test]
 fn a_voter_whose_log_is_lost_is_replaced_under_a_new_number() {
     for seed in seeds(10) {
@@ -223,6 +363,70 @@ fn a_new_voter_that_never_comes_stops_nobody() {
             world.check();
         });
     }
+}
+
+#[test]
+fn a_change_of_voters_ends_in_time_or_with_the_leadership() {
+    for seed in seeds(10) {
+        simulate(seed, |rt| async move {
+            let settings = Settings { change_timeout_ms: 3000, ..tight() };
+            let world = group(&rt, 3, settings, 0).await;
+            world.propose_somewhere().await;
+            let leader = world.wait_leader().await;
+            let begin = rt.now();
+            let slow = leader.change_voters(set(&[1, 2, 3, 9])).await.unwrap_err();
+            let learners = set(&[9]);
+            assert_eq!(slow, ChangeError::Slow { timeout_ms: 3000, learners });
+            assert_eq!(rt.now().since(begin), Duration::from_secs(3));
+            for other in others(&world, leader.number()) {
+                world.cut(leader.number(), other, true);
+            }
+            // The second waits for the first one's turn.
+            let first = leader.change_voters(set(&[1, 2, 3]));
+            let second = leader.change_voters(set(&[1, 2]));
+            let both = futures_util::future::join(first, second);
+            let limit = Duration::from_millis(2500);
+            let (first, second) = rt.timeout(limit, both).await.expect("no quorum, no leader");
+            assert!(matches!(first, Err(ChangeError::NotLeader(_))), "{first:?}");
+            assert!(matches!(second, Err(ChangeError::NotLeader(_))), "{second:?}");
+            world.check();
+        });
+    }
+}
+
+#[test]
+fn who_was_removed_says_so_if_it_heard_of_it_and_disturbs_nobody_if_not() {
+    let (mut told, mut count) = (0, 0);
+    for seed in seeds(20) {
+        let heard = simulate(seed, |rt| async move {
+            let world = group(&rt, 3, tight(), 0).await;
+            world.propose_somewhere().await;
+            let leader = world.wait_leader().await;
+            let gone = others(&world, leader.number())[0];
+            let wanted = world.up().into_iter().filter(|number| *number != gone).collect();
+            world.start(v(9));
+            assert!(!world.get(v(9)).unwrap().status().removed, "was never named");
+            leader.change_voters(wanted).await.unwrap();
+            let term = leader.term();
+            rt.sleep(Duration::from_secs(5)).await;
+            let heard = world.get(gone).unwrap().status().removed;
+            // From its own log, too.
+            world.crash(gone);
+            world.start(gone);
+            rt.sleep(Duration::from_secs(5)).await;
+            assert_eq!(world.get(gone).unwrap().status().removed, heard);
+            if heard {
+                assert_eq!(world.get(gone).unwrap().role(), Role::Follower);
+            }
+            assert_eq!((leader.role(), leader.term()), (Role::Leader, term));
+            assert!(!leader.status().removed);
+            world.check();
+            heard
+        })
+        .0;
+        (told, count) = (told + u64::from(heard), count + 1);
+    }
+    assert!(told * 2 >= count, "{told} of {count} heard of it");
 }
 
 #[test]

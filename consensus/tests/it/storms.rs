@@ -50,12 +50,8 @@ async fn storm(rt: Rt, storm: Storm) -> (usize, Option<String>) {
         fault(&world, &all);
     }
     world.heal();
-    for &number in &all {
-        if world.get(number).is_none() {
-            world.start(number);
-        }
-    }
     over.set(true);
+    start_all(&world, &all);
     let progress = rt.timeout(PROGRESS_WITHIN, async {
         world.propose_somewhere().await;
         world.converge().await;
@@ -104,8 +100,27 @@ async fn changer(world: Rc<World>, all: BTreeSet<VoterNumber>, over: Rc<Cell<boo
         world.rt.sleep(Duration::from_millis(500 + world.rt.random_below(3000))).await;
         let mut wanted = all.clone();
         wanted.retain(|_| world.rt.random_below(3) > 0);
-        if let Some(leader) = world.leader().filter(|_| !wanted.is_empty()) {
-            let _ = world.rt.timeout(Duration::from_secs(4), leader.change_voters(wanted)).await;
+        let Some(leader) = world.leader().filter(|_| !wanted.is_empty()) else { continue };
+        let retired = std::mem::take(&mut *world.retired.borrow_mut());
+        for number in retired.into_iter().filter(|number| world.get(*number).is_none()) {
+            world.start(number);
+        }
+        let change = leader.change_voters(wanted.clone());
+        if world.rt.timeout(Duration::from_secs(4), change).await.is_ok_and(|done| done.is_ok()) {
+            let retired: BTreeSet<_> = all.difference(&wanted).copied().collect();
+            for &number in &retired {
+                world.crash(number);
+            }
+            *world.retired.borrow_mut() = retired;
+        }
+    }
+}
+
+/// All that are not switched off for good.
+fn start_all(world: &Rc<World>, all: &BTreeSet<VoterNumber>) {
+    for &number in all {
+        if world.get(number).is_none() && !world.retired.borrow().contains(&number) {
+            world.start(number);
         }
     }
 }
@@ -119,7 +134,7 @@ fn fault(world: &Rc<World>, all: &BTreeSet<VoterNumber>) {
             let number = pick();
             if world.get(number).is_some() {
                 world.crash(number);
-            } else {
+            } else if !world.retired.borrow().contains(&number) {
                 world.start(number);
             }
         }
@@ -131,9 +146,7 @@ fn fault(world: &Rc<World>, all: &BTreeSet<VoterNumber>) {
             }
         }
         4 => {
-            for number in all.iter().filter(|number| world.get(**number).is_none()) {
-                world.start(*number);
-            }
+            start_all(world, all);
         }
         5 => world.loss_percent.set(rt.random_below(30)),
         6 => {
@@ -204,6 +217,11 @@ fn seven_voters_agree_in_a_storm() {
 #[test]
 fn voters_change_in_a_storm_and_agree() {
     weather(3, 3, 40);
+}
+
+#[test]
+fn voters_of_a_larger_group_change_in_a_storm_and_agree() {
+    weather(5, 3, 10);
 }
 
 #[test]

@@ -111,6 +111,8 @@ pub struct World {
     pub twice_percent: Cell<u64>,
     pub delay_us: Cell<u64>,
     pub blocked: RefCell<BTreeSet<(VoterNumber, VoterNumber)>>,
+    /// Removed for good, as far as anybody knows: switched off until the voters change again.
+    pub retired: RefCell<BTreeSet<VoterNumber>>,
     /// What was sent, where a test wants to see it: sender, receiver, bytes.
     pub tapped: RefCell<Option<Tap>>,
     pub messages: Cell<u64>,
@@ -157,6 +159,7 @@ impl World {
             twice_percent: Cell::new(0),
             delay_us: Cell::new(500),
             blocked: RefCell::default(),
+            retired: RefCell::default(),
             tapped: RefCell::default(),
             messages: Cell::new(0),
             largest: Cell::new(0),
