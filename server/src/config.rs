@@ -75,6 +75,8 @@ pub struct NodeConfig {
     pub huge_pages: bool,
     /// Memory for metadata; beyond it clients are slowed down, then refused (rule 16).
     pub metadata_bytes_max: u64,
+    /// Votes, and holds neither data nor partitions.
+    pub witness: bool,
 }
 
 /// `[log]` or `[[device]]`
@@ -108,6 +110,8 @@ pub struct ClusterConfig {
     pub region_bytes: u64,
     /// Rendezvous placement instead of least loaded.
     pub deterministic: bool,
+    /// Nodes of a cluster that exists: `bbd format` joins it. What is above is that cluster's then.
+    pub join: Vec<String>,
 }
 
 /// Everything that is wrong with a file, each with its line.
@@ -157,6 +161,8 @@ struct RawNode {
     huge_pages: bool,
     #[serde(default = "default_metadata")]
     metadata_memory: Spanned<Bytes>,
+    #[serde(default)]
+    witness: bool,
 }
 
 #[derive(Deserialize)]
@@ -177,6 +183,7 @@ struct RawBfs {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawCluster {
+    join: Vec<Spanned<String>>,
     geometry: Spanned<String>,
     partitions: Spanned<u32>,
     region: Spanned<Bytes>,
@@ -186,6 +193,7 @@ struct RawCluster {
 impl Default for RawCluster {
     fn default() -> Self {
         Self {
+            join: Vec::new(),
             geometry: unplaced("2+1".to_owned()),
             partitions: unplaced(64),
             region: unplaced(Bytes(64 << 20)),
@@ -291,10 +299,7 @@ impl Check<'_> {
     fn convert(&mut self, raw: &RawConfig) -> Config {
         let node = raw.node.get_ref();
         self.require(&node.id, *node.id.get_ref() > 0, "node numbers begin at 1");
-        let address_good = node.listen.get_ref().rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
-        });
-        self.require(&node.listen, address_good, "listen must be host:port");
+        self.require(&node.listen, is_address(node.listen.get_ref()), "listen must be host:port");
         let text = format!("buffers must be at least {} MiB", BUFFER_BYTES_MIN >> 20);
         self.require(&node.buffers, node.buffers.get_ref().0 >= BUFFER_BYTES_MIN, text);
         let metadata = node.metadata_memory.get_ref().0;
@@ -312,6 +317,12 @@ impl Check<'_> {
             raw.device.iter().map(|d| self.store(d.get_ref(), DEVICE_BYTES_MIN)).collect();
         self.distinct(raw);
         let cluster = self.cluster(&raw.cluster, devices.len());
+        let joins = !cluster.join.is_empty();
+        self.require(&raw.node, joins || !node.witness, "a witness needs a cluster to join");
+        let text = "a witness holds no data: it has no devices";
+        self.require(&raw.node, !node.witness || devices.is_empty(), text);
+        let text = "there are no devices";
+        self.require(&raw.node, node.witness || !joins || !devices.is_empty(), text);
         Config {
             node: NodeConfig {
                 id: *node.id.get_ref(),
@@ -319,6 +330,7 @@ impl Check<'_> {
                 buffer_bytes: node.buffers.get_ref().0,
                 huge_pages: node.huge_pages,
                 metadata_bytes_max: metadata,
+                witness: node.witness,
             },
             log,
             devices,
@@ -338,6 +350,9 @@ impl Check<'_> {
     }
 
     fn cluster(&mut self, raw: &RawCluster, devices: usize) -> ClusterConfig {
+        for peer in &raw.join {
+            self.require(peer, is_address(peer.get_ref()), "join must list host:port");
+        }
         let parts = raw.geometry.get_ref().split_once('+');
         let geometry = parts.and_then(|(n, k)| Some((n.parse().ok()?, k.parse().ok()?)));
         let (data, parity): (u8, u8) = geometry.unwrap_or((0, 0));
@@ -346,7 +361,7 @@ impl Check<'_> {
         let needed = usize::from(data) + usize::from(parity);
         self.require(
             &raw.geometry,
-            !known || needed <= devices,
+            !known || needed <= devices || !raw.join.is_empty(),
             format!(
                 "geometry {} needs {needed} devices, there are {devices}",
                 raw.geometry.get_ref()
@@ -376,8 +391,15 @@ impl Check<'_> {
             partitions,
             region_bytes: region,
             deterministic: placement == "deterministic",
+            join: raw.join.iter().map(|peer| peer.get_ref().clone()).collect(),
         }
     }
+}
+
+fn is_address(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
 }
 
 #[cfg(test)]

@@ -133,8 +133,9 @@ fn format(path: &Path, force: bool, sparse: bool) -> Result<(), DaemonError> {
         eprint!("\r\x1b[K");
     }
     println!(
-        "cluster {} formatted: {} devices, {} MiB",
+        "cluster {}: node {} formatted: {} devices, {} MiB",
         report.cluster,
+        report.node,
         report.devices,
         report.device_bytes >> 20
     );

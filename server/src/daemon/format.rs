@@ -1,15 +1,23 @@
 //! `bbd format`: makes files, formats devices, marks the backing file system.
 
+use std::rc::Rc;
+use std::time::Duration;
+
+use bb_cluster::ClusterMap;
 use bb_erasure::CodecId;
 use bb_nvme::create_file;
-use bb_runtime::ThreadPool;
-use bb_runtime::uring::{self, UringOptions};
+use bb_proto::meta::{GetMap, GetMapReply, decode, encode};
+use bb_proto::{Kind, ServiceClass};
+use bb_runtime::uring::{self, Uring, UringOptions};
+use bb_runtime::{BufPool, Rt, ThreadPool};
+use bb_transport::auth::NoAuth;
+use bb_transport::{Address, Caller, Client, ClientConfig, Identity, Outgoing, Role, Tcp};
 
 use super::{DaemonError, open_device, pool};
 use crate::bfs::posix::{self, Limits, PosixBfs, SetupError};
 use crate::blockstore::Uuid;
 use crate::config::{Config, StoreConfig};
-use crate::node::{self, Plan};
+use crate::node::{self, JoinPlan, Plan, StartError};
 
 /// W of rule 1: longer than a client may hold a sealed group plus a fail-over.
 const WINDOW_TICKS: u32 = 60;
@@ -19,7 +27,9 @@ const WINDOW_TICKS: u32 = 60;
 pub struct FormatReport {
     /// UUID of the new cluster.
     pub cluster: String,
-    /// Bytes of all data devices.
+    /// The node's number.
+    pub node: u32,
+    /// Bytes of all data devices, as far as they are files.
     pub device_bytes: u64,
     /// Number of data devices.
     pub devices: usize,
@@ -40,26 +50,88 @@ pub fn format(
     for store in config.devices.iter().chain([&config.log]) {
         prepare(store, force, sparse, progress)?;
     }
-    let bfs = marked_bfs(config)?;
     let pool = pool(config)?;
     let (executor, uring) = uring::executor(&UringOptions::for_reactor())?;
     let rt = executor.rt();
     let threads = ThreadPool::new("device", 2, 64);
-    let map = executor.block_on(async {
+    let (cluster, node) = executor.block_on(async {
         let log = open_device(&rt, &uring, &threads, &config.log).await?;
         let mut devices = Vec::new();
         for store in &config.devices {
             devices.push(open_device(&rt, &uring, &threads, store).await?);
         }
-        let plan = plan(config, bfs);
-        node::format(&rt, &pool, &log, &devices, &plan, progress).await.map_err(DaemonError::from)
+        if config.cluster.join.is_empty() {
+            let plan = plan(config, marked_bfs(config)?);
+            let map = node::format(&rt, &pool, &log, &devices, &plan, progress).await?;
+            return Ok::<_, DaemonError>((map.cluster, config.node.id));
+        }
+        let plan = join_plan(config, &rt, &uring, &pool).await?;
+        let node = node::join(&rt, &pool, &log, &devices, &plan, progress).await?;
+        Ok((plan.map.cluster, node.0))
     })?;
-    let cluster: [u8; 16] = map.cluster.as_slice().try_into().unwrap_or_default();
+    let cluster: [u8; 16] = cluster.as_slice().try_into().unwrap_or_default();
+    let bytes = |store: &StoreConfig| store.size_bytes.unwrap_or(0);
     Ok(FormatReport {
         cluster: Uuid(cluster).to_string(),
-        device_bytes: map.devices.iter().map(|d| d.capacity_bytes).sum(),
-        devices: map.devices.len(),
+        node,
+        device_bytes: config.devices.iter().map(bytes).sum(),
+        devices: config.devices.len(),
     })
+}
+
+/// How long a cluster is asked to take a node in.
+const JOIN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Finds the cluster that is to be joined.
+async fn join_plan(
+    config: &Config,
+    rt: &Rt,
+    uring: &Uring,
+    pool: &BufPool,
+) -> Result<JoinPlan, DaemonError> {
+    let identity = |role, cluster| Identity {
+        role,
+        host: "bbd format".into(),
+        cluster,
+        incarnation: 0,
+        auth: NoAuth::shared(),
+    };
+    let caller = |role, cluster| {
+        let settings = ClientConfig::new(identity(role, cluster), pool.clone());
+        Client::new(rt, Tcp::network(uring), settings)
+    };
+    // A stranger may ask for the map; only a server of the cluster may ask for more.
+    let stranger = caller(Role::Client, Vec::new());
+    let mut why = String::new();
+    for peer in &config.cluster.join {
+        let body = encode(&GetMap { epoch: 0, deltas: false });
+        let request = Outgoing::new(Kind::GetMap, ServiceClass::Control, JOIN_PATIENCE / 10, body);
+        let answer = stranger.call(&Address::from(peer.as_str()), request).await;
+        let map = answer.map_err(|error| error.to_string()).and_then(|answer| {
+            let reply: GetMapReply = decode(&answer.body).map_err(|f| f.to_string())?;
+            ClusterMap::decode_map(&reply.map).map_err(|error| error.to_string())
+        });
+        let map = match map {
+            Ok(map) => map,
+            Err(error) => {
+                why = format!("{peer}: {error}");
+                continue;
+            }
+        };
+        stranger.close();
+        let bfs = PosixBfs::open(&config.bfs.path, Limits::default())?;
+        node::check_bfs(&map, &bfs)?;
+        let known = caller(Role::Server, map.cluster.clone());
+        return Ok(JoinPlan {
+            address: config.node.listen.clone(),
+            witness: config.node.witness,
+            write_through: false,
+            caller: Rc::new(known),
+            patience: JOIN_PATIENCE,
+            map,
+        });
+    }
+    Err(StartError::Join(why).into())
 }
 
 fn plan(config: &Config, bfs: [u8; 16]) -> Plan {

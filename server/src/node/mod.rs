@@ -36,7 +36,7 @@ use crate::residency::Residency;
 
 pub use format::{JoinPlan, Plan, Progress, format, join};
 pub use inspect::{Kind, LogInspection, Owner, RecordLine, ReplayVerdict, inspect_log};
-pub use start::{Parts, RecoveryNews, SESSION_LEASE};
+pub use start::{Parts, RecoveryNews, SESSION_LEASE, check_bfs};
 
 /// Why a node cannot start (or be formatted).
 #[derive(Debug, thiserror::Error)]

@@ -334,7 +334,11 @@ fn check_devices(
     Err(StartError::Devices(text))
 }
 
-fn check_bfs(map: &ClusterMap, bfs: &dyn Bfs) -> Result<(), StartError> {
+/// The backing file system must be the cluster's.
+///
+/// # Errors
+/// [`StartError::OtherBfs`].
+pub fn check_bfs(map: &ClusterMap, bfs: &dyn Bfs) -> Result<(), StartError> {
     let found = bfs.uuid();
     let expected: [u8; 16] = map.bfs.as_slice().try_into().unwrap_or_default();
     if found == expected {
