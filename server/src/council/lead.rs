@@ -27,11 +27,13 @@ impl Council {
     pub(super) async fn lead_when_elected(self: Rc<Self>, voter: Rc<Voter>) {
         loop {
             let changed = voter.consensus.changed().notified();
-            if voter.consensus.stopped().is_some() {
+            if voter.consensus.stopped().is_some() || self.stopping.get() {
                 return;
             }
             if voter.is_leader() {
                 self.lead(&voter).await;
+                // Where nothing could be confirmed, the group decides within an election's time.
+                self.rt.sleep(LOOK).await;
             } else {
                 changed.await;
             }
