@@ -58,6 +58,10 @@ impl Client {
         let now = self.inner.rt().now();
         let make = || Node::new(&handle, &path, now);
         let was_forgotten = self.inner.forgotten.borrow().contains(&fid);
+        // Of this answer and one that came meanwhile, either may be the older.
+        let overtaken = self.inner.nodes.borrow().get(&fid).is_some_and(|node| {
+            asked < node.size_heard.get() && handle.size != node.size_acknowledged.get()
+        });
         let node = self.inner.nodes.borrow_mut().entry(fid).or_insert_with(make).clone();
         let was_dirty = node.is_dirty() || dirty_before.contains(&fid);
         let opened = node.opened(&handle, flags, &self.credentials, asked, now);
@@ -73,9 +77,10 @@ impl Client {
             attributes,
             closed: Cell::new(false),
         };
-        if was_forgotten {
+        if was_forgotten || overtaken {
             // Another open of it was closed meanwhile, maybe after the server answered this one: the
-            // size it told then may not be in that answer.
+            // size it told then may not be in that answer. And one that was changed on the backing
+            // file system may be shorter since than what another answer said.
             self.inner.ask_size(&file.node).await?;
         }
         if flags & libc::O_TRUNC != 0 && was_dirty {
