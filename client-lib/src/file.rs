@@ -339,6 +339,7 @@ async fn close(inner: Rc<Inner>, node: Rc<Node>, opened: Rc<Opened>) -> Result<(
     let raise = if flushed.is_ok() && writer { node.reached.get() } else { 0 };
     let mtime_ns = if writer { node.mtime_ns.take() } else { 0 };
     let epoch = node.epoch.get();
+    let mut asked;
     let told = loop {
         let capability = opened.capability.get();
         let body = meta::encode(&FileSize {
@@ -351,6 +352,7 @@ async fn close(inner: Rc<Inner>, node: Rc<Node>, opened: Rc<Opened>) -> Result<(
             mtime_ns,
         });
         let ask = Ask::new(Kind::FileClose, body);
+        asked = inner.rt().now();
         match inner.link.ask(inner.record_partition(node.fid), &ask).await {
             Err(error) if inner.renewed(&error, &node, capability.session).await => {}
             told => break told,
@@ -360,9 +362,11 @@ async fn close(inner: Rc<Inner>, node: Rc<Node>, opened: Rc<Opened>) -> Result<(
     inner.forget_unused(&node);
     flushed?;
     match told {
-        Ok(_) => {
-            if raise >= node.reached.get() {
-                node.raised(epoch, raise, inner.rt().now());
+        Ok(answer) => {
+            let state: FileState = meta::decode(&answer.body)?;
+            if state.known {
+                // Not what was asked for: somebody may have cut the file since.
+                node.saw_state(&state, asked, inner.rt().now());
             }
             Ok(())
         }

@@ -497,6 +497,27 @@ fn an_open_shows_the_size_of_its_time_also_when_answers_overtake_each_other() {
 }
 
 #[test]
+fn a_close_does_not_bring_back_a_size_that_another_client_has_cut() {
+    run(26, |rt, fake| async move {
+        let (client, other) = (fake.client(quick()).await, fake.client(quick()).await);
+        let (closed, kept) = (open(&client, "/f").await, open(&client, "/f").await);
+        closed.pwrite(&pattern(1, 3_000), 0).await.expect("writes");
+        closed.fsync().await.expect("fsyncs");
+        other.truncate(b"/f", 100).await.expect("cuts");
+        fake.on_request(|request| match request.kind {
+            Kind::Namespace => Fate::AnswerLate(Duration::from_millis(50)),
+            _ => Fate::Served,
+        });
+        let (asking, rt2) = (client.clone(), rt.clone());
+        let stat = rt2.spawn(async move { asking.stat(b"/f").await });
+        rt.sleep(Duration::from_millis(1)).await;
+        closed.close().await.expect("closes");
+        assert_eq!(stat.await.expect("runs").expect("there").size, 100);
+        drop(kept);
+    });
+}
+
+#[test]
 fn a_stale_fragment_map_is_fetched_again() {
     run(16, |_rt, fake| async move {
         let (a, b) = (fake.client(quick()).await, fake.client(quick()).await);
