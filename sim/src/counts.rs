@@ -100,7 +100,7 @@ pub async fn check_quiet(bench: &Bench, process: &ClientProcess) -> Result<(), E
     let Some(node) = bench.world.node() else { return Ok(()) };
     check_partitions(bench, &node);
     let status = status(bench, process).await?;
-    let bytes = status.bytes.clone();
+    let bytes = status.bytes;
     let mut sum = ByteCounts::default();
     for fid in fids(&node) {
         let Some(one) = file_counts(bench, process, &node, fid).await? else { continue };
