@@ -463,6 +463,61 @@ fn bytes_that_no_fragment_covers_come_from_the_backing_file_system() {
 }
 
 #[test]
+fn an_open_shows_the_size_of_its_time_also_when_answers_overtake_each_other() {
+    // The older answer comes first, or last.
+    for older_ms in [30, 50] {
+        run(25, |rt, fake| async move {
+            let client = fake.client(quick()).await;
+            let resize = |size: usize| {
+                let mut state = fake.state.borrow_mut();
+                let file = state.files.get_mut(&b"/f"[..]).expect("made");
+                file.backing = pattern(7, size);
+                file.size = size as u64;
+            };
+            open(&client, "/f").await.close().await.expect("closes");
+            resize(3_000);
+            let mut delays = [40, older_ms];
+            fake.on_request(move |request| match request.kind {
+                Kind::Namespace => {
+                    delays.reverse();
+                    Fate::AnswerLate(Duration::from_millis(delays[0]))
+                }
+                _ => Fate::Served,
+            });
+            let (other, path) = (client.clone(), "/f");
+            let older = rt.spawn(async move { open(&other, path).await });
+            rt.sleep(Duration::from_millis(1)).await;
+            // Made shorter on the backing file system: no truncate epoch tells of it.
+            resize(1_000);
+            let newer = open(&client, path).await;
+            assert!(read_all(&newer).await == pattern(7, 1_000), "{older_ms}");
+            drop((older.await.expect("opened"), newer));
+        });
+    }
+}
+
+#[test]
+fn a_close_does_not_bring_back_a_size_that_another_client_has_cut() {
+    run(26, |rt, fake| async move {
+        let (client, other) = (fake.client(quick()).await, fake.client(quick()).await);
+        let (closed, kept) = (open(&client, "/f").await, open(&client, "/f").await);
+        closed.pwrite(&pattern(1, 3_000), 0).await.expect("writes");
+        closed.fsync().await.expect("fsyncs");
+        other.truncate(b"/f", 100).await.expect("cuts");
+        fake.on_request(|request| match request.kind {
+            Kind::Namespace => Fate::AnswerLate(Duration::from_millis(50)),
+            _ => Fate::Served,
+        });
+        let (asking, rt2) = (client.clone(), rt.clone());
+        let stat = rt2.spawn(async move { asking.stat(b"/f").await });
+        rt.sleep(Duration::from_millis(1)).await;
+        closed.close().await.expect("closes");
+        assert_eq!(stat.await.expect("runs").expect("there").size, 100);
+        drop(kept);
+    });
+}
+
+#[test]
 fn a_stale_fragment_map_is_fetched_again() {
     run(16, |_rt, fake| async move {
         let (a, b) = (fake.client(quick()).await, fake.client(quick()).await);

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use bb_nvme::FaultRates;
+use bb_nvme::{FaultKind, FaultRates};
 use bb_transport::Address;
 
 use crate::bfs::BfsFaults;
@@ -71,11 +71,7 @@ async fn strike(bench: &Rc<Bench>, places: &[Rc<Place>], victims: &[usize]) {
         5 if family.rots() && !victims.is_empty() => rot(bench, victims),
         6 if family.bad_bfs() => bfs_outage(bench).await,
         7 if family == Family::Mixed || family == Family::Crash => stall(bench).await,
-        0..=4 if family == Family::DeviceGone => {
-            let victim = victims[0];
-            bench.note(|| format!("disk {victim} is gone"));
-            world.disks[victim].set_gone(true);
-        }
+        0..=4 if family == Family::DeviceGone => fail_device(bench, victims[0]),
         _ => {}
     }
 }
@@ -142,6 +138,19 @@ async fn part(bench: &Bench, places: &[Rc<Place>]) {
     }
     world.pause(Duration::from_secs(3)).await;
     world.net.heal(&client, &world.address);
+}
+
+/// The device goes away, or fails at its next write or flush: the server may not use it again
+/// (rule 13).
+fn fail_device(bench: &Bench, victim: usize) {
+    let disk = &bench.world.disks[victim];
+    let way = bench.world.draw(3);
+    bench.note(|| format!("disk {victim} fails, way {way}"));
+    match way {
+        0 => disk.set_gone(true),
+        1 => disk.inject(FaultKind::WriteError),
+        _ => disk.inject(FaultKind::FailedFlush),
+    }
 }
 
 fn rot(bench: &Bench, victims: &[usize]) {

@@ -16,7 +16,7 @@ pub enum Family {
     Net,
     /// As many devices as there is parity rot, lose, misdirect and tear writes.
     Rot,
-    /// A device is gone in the middle of the run, and stays away.
+    /// A device is gone, or a write or flush of it fails, in the middle of the run: it stays away.
     DeviceGone,
     /// Devices are too small for what is written.
     Full,

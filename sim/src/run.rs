@@ -10,6 +10,7 @@ use bb_runtime::{Executor, Rt};
 
 use crate::chaos::run_chaos;
 use crate::complaints;
+use crate::counts::check_partitions;
 use crate::family::Family;
 use crate::finale::check_all;
 use crate::planted::Plant;
@@ -124,6 +125,9 @@ async fn play(rt: &Rt, order: &Order, shared: &RefCell<Option<Rc<Bench>>>) {
     let pause = Duration::from_millis(100);
     while places.iter().any(|place| !place.ended.get()) && patience > pause && !bench.has_failed() {
         rt.sleep(pause).await;
+        if let Some(node) = world.node() {
+            check_partitions(&bench, &node);
+        }
         if bench.left.get() == 0 {
             patience -= pause;
         }

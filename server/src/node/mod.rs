@@ -31,7 +31,7 @@ use crate::context::Context;
 use crate::files::FileService;
 use crate::keeper::Keeper;
 use crate::namespace::SessionService;
-use crate::partition::PartitionHost;
+use crate::partition::{Partition, PartitionHost};
 use crate::residency::Residency;
 
 pub use format::{Plan, Progress, format};
@@ -86,6 +86,11 @@ impl Node {
     /// What its parts share.
     pub const fn context(&self) -> &Context {
         &self.ctx
+    }
+
+    /// The partitions of this node, in order.
+    pub fn partitions(&self) -> impl Iterator<Item = &Rc<Partition>> {
+        self.partitions.partitions()
     }
 
     /// Ends in good order, after the transport has been stopped: everything acknowledged is

@@ -177,6 +177,13 @@ fn run_many(arguments: &Arguments) -> Result<(), String> {
             list.join(", ")
         ));
     }
+    // A run that ends early tests little, and none may where none fails. The last operations of
+    // killed clients do not end.
+    let least = arguments.operations / 11 * 10;
+    let fewest = totals.operations_min.unwrap_or(0);
+    if fewest < least {
+        return Err(format!("a run did {fewest} operations: fewer than {least}"));
+    }
     let missing = totals.missing();
     if arguments.family.is_none() && totals.runs >= RUNS_FOR_ALL_FAULTS && !missing.is_empty() {
         return Err(format!("these faults never happened: {}", missing.join("; ")));
