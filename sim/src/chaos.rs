@@ -76,6 +76,18 @@ async fn strike(bench: &Rc<Bench>, places: &[Rc<Place>], victims: &[usize]) {
     }
 }
 
+/// Waits, not for long, until a power cut has something to destroy: most moments have not.
+async fn aim(bench: &Rc<Bench>) {
+    let world = &bench.world;
+    for _ in 0..2_000 {
+        let disks = world.disks.iter().chain([&world.log_disk]);
+        if disks.map(|disk| disk.unflushed_blocks()).sum::<usize>() > 0 {
+            return;
+        }
+        world.rt.sleep(Duration::from_micros(20)).await;
+    }
+}
+
 async fn crash(bench: &Rc<Bench>) {
     let world = &bench.world;
     let power = bench.family.cuts_power() && world.one_in(2);
@@ -84,6 +96,7 @@ async fn crash(bench: &Rc<Bench>) {
     if gently {
         world.stop(Duration::from_secs(5)).await;
     } else if power {
+        aim(bench).await;
         world.cut_power();
     } else {
         world.kill();
