@@ -91,6 +91,11 @@ impl Family {
         matches!(self, Self::Rot | Self::Mixed)
     }
 
+    /// Readers may meet blocks that are not what their writers gave.
+    pub const fn damages_blocks(self) -> bool {
+        self.rots() || self.rough_network()
+    }
+
     /// Client processes are killed.
     pub const fn kills_clients(self) -> bool {
         matches!(self, Self::Crash | Self::Names | Self::Mixed | Self::Net)

@@ -10,12 +10,14 @@
 //! | `model` | which bytes a read may return |
 //! | `run` | one seed from start to verdict |
 //! | `report`, `work` | many seeds on all cores |
-//! | `planted` | the deliberate errors that must be found |
+//! | `planted`, `find` | the deliberate errors, and the search that must find each |
 
 pub mod bfs;
 mod chaos;
 pub mod complaints;
 pub mod family;
+#[cfg(feature = "planted")]
+pub mod find;
 mod finale;
 pub mod model;
 pub mod planted;

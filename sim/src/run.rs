@@ -98,6 +98,10 @@ pub fn run(order: &Order) -> Outcome {
         |line: &String| order.family == Family::DeviceGone && line.contains("data device");
     let errors = complaints::errors().into_iter().filter(|line| !explained(line));
     outcome.violations.extend(errors.take(3));
+    if !order.family.damages_blocks() {
+        let damage = complaints::damaged_blocks().into_iter().take(3);
+        outcome.violations.extend(damage.map(|line| format!("no fault explains:{line}")));
+    }
     outcome
 }
 
