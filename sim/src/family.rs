@@ -24,13 +24,18 @@ pub enum Family {
     Bfs,
     /// Mostly operations on names, with processes killed.
     Names,
+    /// A few places of a few files are written, read and moved by everybody at once, over slow
+    /// devices, with messages that come late and twice.
+    Hot,
+    /// Clients are cut off for longer than home waits for a commit.
+    Away,
     /// Some of everything.
     Mixed,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Calm,
         Self::Crash,
         Self::Power,
@@ -40,10 +45,12 @@ impl Family {
         Self::Full,
         Self::Bfs,
         Self::Names,
+        Self::Hot,
+        Self::Away,
         Self::Mixed,
     ];
 
-    /// The family of a seed where none was asked for: half of all runs mix everything.
+    /// The family of a seed where none was asked for: many mix everything.
     pub fn of_seed(seed: u64) -> Self {
         let narrow = &Self::ALL[..Self::ALL.len() - 1];
         match usize::try_from(seed % 18) {
@@ -64,6 +71,8 @@ impl Family {
             Self::Full => "full",
             Self::Bfs => "bfs",
             Self::Names => "names",
+            Self::Hot => "hot",
+            Self::Away => "away",
             Self::Mixed => "mixed",
         }
     }
@@ -83,7 +92,7 @@ impl Family {
 
     /// The network misbehaves.
     pub const fn rough_network(self) -> bool {
-        matches!(self, Self::Net | Self::Mixed)
+        matches!(self, Self::Net | Self::Away | Self::Mixed)
     }
 
     /// Devices destroy data.
@@ -115,7 +124,7 @@ impl Family {
     pub const fn names_percent(self) -> u64 {
         match self {
             Self::Names => 60,
-            Self::Full => 4,
+            Self::Full | Self::Hot => 4,
             _ => 15,
         }
     }
