@@ -32,8 +32,10 @@ pub async fn run_chaos(bench: Rc<Bench>, places: Vec<Rc<Place>>) {
         world.log_disk.set_rates(slow);
     }
     if family == crate::family::Family::Hot {
-        for disk in &world.disks {
-            disk.set_rates(FaultRates { slow_ppm: 50_000, ..FaultRates::default() });
+        // One so slow that what is read is often overwritten, freed and used again meanwhile.
+        for (number, disk) in world.disks.iter().enumerate() {
+            let slow_ppm = if number == 0 { 700_000 } else { 50_000 };
+            disk.set_rates(FaultRates { slow_ppm, ..FaultRates::default() });
         }
     }
     world.bfs.set_faults(bfs_faults(&bench));
