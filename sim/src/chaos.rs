@@ -7,6 +7,7 @@ use bb_nvme::FaultRates;
 use bb_transport::Address;
 
 use crate::bfs::BfsFaults;
+use crate::family::Family;
 use crate::workload::{Bench, Place, change_from_outside};
 use crate::world::{disk_rates, network};
 
@@ -27,11 +28,11 @@ pub async fn run_chaos(bench: Rc<Bench>, places: Vec<Rc<Place>>) {
             world.disks[*victim].set_rates(disk_rates());
         }
     }
-    if matches!(family, crate::family::Family::Mixed | crate::family::Family::Crash) {
+    if matches!(family, Family::Mixed | Family::Crash) {
         let slow = FaultRates { slow_ppm: 2_000, ..FaultRates::default() };
         world.log_disk.set_rates(slow);
     }
-    if family == crate::family::Family::Hot {
+    if family == Family::Hot {
         // One so slow that what is read is often overwritten, freed and used again meanwhile.
         for (number, disk) in world.disks.iter().enumerate() {
             let slow_ppm = if number == 0 { 700_000 } else { 50_000 };
@@ -56,31 +57,32 @@ fn victims(bench: &Bench) -> Vec<usize> {
 }
 
 fn bfs_faults(bench: &Bench) -> BfsFaults {
-    let hot = bench.family == crate::family::Family::Hot;
+    let hot = bench.family == Family::Hot;
     let latency_max = Duration::from_millis(if hot { 50 } else { 2 });
     let slow = BfsFaults { latency_max, ..BfsFaults::default() };
     if !bench.family.bad_bfs() {
         return slow;
     }
+    let often = if bench.family == Family::Outage { 8 } else { 1 };
     BfsFaults {
-        io_error_ppm: 4_000,
+        io_error_ppm: 4_000 * often,
         race_ppm: 2_000,
-        hang_ppm: 4_000,
+        hang_ppm: 4_000 * often,
         hang_max: Duration::from_secs(6),
         ..slow
     }
 }
 
 async fn strike(bench: &Rc<Bench>, places: &[Rc<Place>], victims: &[usize]) {
-    use crate::family::Family;
     let (world, family) = (&bench.world, bench.family);
     change_from_outside(bench);
     match world.draw(8) {
         0..=2 if family.kills() || family.cuts_power() => crash(bench).await,
         3 if family.kills_clients() => kill_client(bench, places),
-        0..=3 if family == Family::Away => part(bench, places, AWAY_MAX).await,
+        0..=2 if family == Family::Away => part(bench, places, AWAY_MAX).await,
         4 if family.rough_network() => part(bench, places, Duration::from_secs(3)).await,
         5 if family.rots() && !victims.is_empty() => rot(bench, victims),
+        3..=6 if family == Family::Outage => bfs_outage(bench).await,
         6 if family.bad_bfs() => bfs_outage(bench).await,
         7 if matches!(family, Family::Mixed | Family::Crash | Family::Hot) => stall(bench).await,
         0..=4 if family == Family::DeviceGone => {

@@ -29,13 +29,16 @@ pub enum Family {
     Hot,
     /// Clients are cut off for longer than home waits for a commit.
     Away,
+    /// The backing file system fails, hangs and goes away all the time, and the server is killed
+    /// meanwhile.
+    Outage,
     /// Some of everything.
     Mixed,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Calm,
         Self::Crash,
         Self::Power,
@@ -47,6 +50,7 @@ impl Family {
         Self::Names,
         Self::Hot,
         Self::Away,
+        Self::Outage,
         Self::Mixed,
     ];
 
@@ -73,6 +77,7 @@ impl Family {
             Self::Names => "names",
             Self::Hot => "hot",
             Self::Away => "away",
+            Self::Outage => "outage",
             Self::Mixed => "mixed",
         }
     }
@@ -81,7 +86,13 @@ impl Family {
     pub const fn kills(self) -> bool {
         matches!(
             self,
-            Self::Crash | Self::Power | Self::Rot | Self::Names | Self::Bfs | Self::Mixed
+            Self::Crash
+                | Self::Power
+                | Self::Rot
+                | Self::Names
+                | Self::Bfs
+                | Self::Outage
+                | Self::Mixed
         )
     }
 
@@ -105,6 +116,11 @@ impl Family {
         self.rots() || self.rough_network()
     }
 
+    /// Everybody writes, reads and moves the same few places of few files.
+    pub const fn is_hot(self) -> bool {
+        matches!(self, Self::Hot | Self::Outage)
+    }
+
     /// Client processes are killed.
     pub const fn kills_clients(self) -> bool {
         matches!(self, Self::Crash | Self::Names | Self::Mixed | Self::Net)
@@ -112,7 +128,7 @@ impl Family {
 
     /// The backing file system misbehaves.
     pub const fn bad_bfs(self) -> bool {
-        matches!(self, Self::Bfs | Self::Mixed)
+        matches!(self, Self::Bfs | Self::Outage | Self::Mixed)
     }
 
     /// Writes may meet ENOSPC.
@@ -124,6 +140,7 @@ impl Family {
     pub const fn names_percent(self) -> u64 {
         match self {
             Self::Names => 60,
+            Self::Outage => 30,
             Self::Full | Self::Hot => 4,
             _ => 15,
         }

@@ -21,7 +21,7 @@ struct Arguments {
     /// The first seed; alone: only this one, with its operations on failure
     #[arg(long)]
     seed: Option<u64>,
-    /// Only this family: calm, crash, power, net, rot, device-gone, full, bfs, names, hot, away, mixed
+    /// Only this family: calm, crash, power, net, rot, device-gone, full, bfs, names, hot, away, outage, mixed
     #[arg(long)]
     family: Option<Family>,
     /// Operations of clients in each run

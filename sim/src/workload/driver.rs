@@ -10,7 +10,6 @@ use bb_runtime::Instant;
 
 use super::bench::Bench;
 use super::names::Owner;
-use crate::family::Family;
 use crate::model::Moment;
 use crate::world::{ClientProcess, client_options};
 
@@ -53,7 +52,7 @@ pub(super) struct Worker {
 
 /// Prepares the names of a run.
 pub fn lay_out(bench: &Bench, places: usize) {
-    let files = if bench.family == Family::Hot { 1 } else { 3 };
+    let files = if bench.family.is_hot() { 1 } else { 3 };
     for n in 0..files {
         bench.names.add(&format!("/shared{n}"), Owner::Shared);
     }
@@ -170,7 +169,7 @@ impl Worker {
         }
         let Some(handle) = self.some_handle() else { return };
         let kind = match self.draw(100) {
-            drawn if self.bench.family == Family::Hot => hot(drawn),
+            drawn if self.bench.family.is_hot() => hot(drawn),
             drawn => drawn,
         };
         match kind {

@@ -3,7 +3,6 @@
 use std::rc::Rc;
 
 use super::driver::{Handle, Worker};
-use crate::family::Family;
 use crate::model::fill_pattern;
 
 /// Files stay below this.
@@ -27,7 +26,7 @@ impl Worker {
     }
 
     fn extent(&self) -> (u64, usize) {
-        if self.bench.family == Family::Hot {
+        if self.bench.family.is_hot() {
             return self.hot_extent();
         }
         let len = match self.draw(10) {
