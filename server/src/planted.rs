@@ -52,6 +52,8 @@ pub enum Planted {
     IgnoreHungWrite,
     /// Rule 2: home frees when the first participant has released, not when all have.
     FreeAtFirstRelease,
+    /// Rule 5: a device is taken for what its place says, whatever it says itself.
+    TrustAnyDevice,
     /// Rule 15: a member that did not answer counts as having freed its block.
     ForgetUnfreed,
     /// Rule 16: commits are taken whatever memory the metadata takes.

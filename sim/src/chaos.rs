@@ -28,6 +28,13 @@ pub async fn run_chaos(bench: Rc<Bench>, places: Vec<Rc<Place>>) {
             world.disks[*victim].set_rates(disk_rates());
         }
     }
+    if family == Family::Power {
+        // What is slow is under way when the power fails.
+        for disk in &world.disks {
+            disk.set_rates(FaultRates { slow_ppm: 200_000, ..FaultRates::default() });
+        }
+        world.log_disk.set_rates(FaultRates { slow_ppm: 100_000, ..FaultRates::default() });
+    }
     if matches!(family, Family::Mixed | Family::Crash) {
         let slow = FaultRates { slow_ppm: 2_000, ..FaultRates::default() };
         world.log_disk.set_rates(slow);

@@ -6,6 +6,7 @@
 //! | `world` | disks, network, backing file system, and processes that come and go |
 //! | `workload` | what clients do, and the judgement of each answer |
 //! | `chaos` | what goes wrong meanwhile |
+//! | `epilogue` | what is done to the node then |
 //! | `finale` | what must hold when all is healed |
 //! | `model` | which bytes a read may return |
 //! | `run` | one seed from start to verdict |
@@ -15,6 +16,7 @@
 pub mod bfs;
 mod chaos;
 pub mod complaints;
+pub mod epilogue;
 pub mod family;
 #[cfg(feature = "planted")]
 pub mod find;

@@ -37,48 +37,68 @@ mod list {
 
     use super::{Family, Kind, Plant};
 
-    const fn of(rule: &'static str, name: &'static str, kind: Kind, family: Family, seed: u64) -> Plant {
+    const fn of(
+        rule: &'static str,
+        name: &'static str,
+        kind: Kind,
+        family: Family,
+        seed: u64,
+    ) -> Plant {
         Plant { name, rule, family, seed, hangs: false, kind }
     }
 
-    const fn server(rule: &'static str, name: &'static str, kind: S, family: Family, seed: u64) -> Plant {
+    const fn server(
+        rule: &'static str,
+        name: &'static str,
+        kind: S,
+        family: Family,
+        seed: u64,
+    ) -> Plant {
         of(rule, name, Kind::Server(kind), family, seed)
     }
 
-    const fn client(rule: &'static str, name: &'static str, kind: C, family: Family, seed: u64) -> Plant {
+    const fn client(
+        rule: &'static str,
+        name: &'static str,
+        kind: C,
+        family: Family,
+        seed: u64,
+    ) -> Plant {
         of(rule, name, Kind::Client(kind), family, seed)
     }
 
     /// All of them, by rule.
     pub const ALL: &[Plant] = &[
-        server("1", "skip-horizon", S::SkipHorizon, Family::Net, 0),
-        client("1", "drop-sealed-before-commit", C::DropSealedBeforeCommit, Family::Net, 0),
-        server("2", "free-at-first-release", S::FreeAtFirstRelease, Family::Calm, 0),
-        server("3", "forget-commit-ids", S::ForgetCommitIds, Family::Net, 0),
+        server("1", "skip-horizon", S::SkipHorizon, Family::Away, 0),
+        client("1", "drop-sealed-before-commit", C::DropSealedBeforeCommit, Family::Away, 0),
+        server("2", "free-at-first-release", S::FreeAtFirstRelease, Family::Hot, 0),
+        server("3", "forget-commit-ids", S::ForgetCommitIds, Family::Hot, 0),
         client("3", "skip-reorder-wait", C::SkipReorderWait, Family::Net, 0),
-        server("4", "free-by-address", S::FreeByAddress, Family::Crash, 0),
-        server("4", "give-block-twice", S::GiveBlockTwice, Family::Power, 0),
-        server("4", "free-under-reader", S::FreeUnderReader, Family::Full, 0),
-        server("4", "wrong-pg-served", S::WrongPgServed, Family::Calm, 0),
-        server("4", "free-before-commit", S::FreeBeforeCommit, Family::Net, 0),
-        of("6", "reuse-timed-out-buffer", Kind::ReuseBuffer, Family::Net, 0),
+        server("4", "give-block-twice", S::FreeByAddress, Family::Hot, 0),
+        server("4", "free-under-reader", S::FreeUnderReader, Family::Hot, 0),
+        server("4", "wrong-pg-served", S::WrongPgServed, Family::Hot, 0),
+        server("4", "free-before-commit", S::FreeBeforeCommit, Family::Hot, 0),
+        server("5", "trust-any-device", S::TrustAnyDevice, Family::Calm, 0),
+        of("6", "reuse-timed-out-buffer", Kind::ReuseBuffer, Family::Away, 0),
         server("7", "forget-truncate-epoch", S::ForgetTruncateEpoch, Family::Calm, 0),
-        server("7", "old-size-raise", S::OldSizeRaise, Family::Calm, 0),
+        server("7", "old-size-raise", S::OldSizeRaise, Family::Hot, 0),
         server("8", "retry-twice", S::RetryTwice, Family::Net, 0),
-        server("8", "drop-before-bfs-agreed", S::DropBeforeBfsAgreed, Family::Bfs, 0),
-        server("9", "mark-clean-changed", S::MarkCleanChanged, Family::Calm, 0),
-        server("9", "prestage-overwrites", S::PrestageOverwrites, Family::Calm, 0),
-        server("10", "ignore-hung-write", S::IgnoreHungWrite, Family::Bfs, 0),
+        server("8", "drop-before-bfs-agreed", S::DropBeforeBfsAgreed, Family::Outage, 0),
+        server("9", "mark-clean-changed", S::MarkCleanChanged, Family::Hot, 0),
+        server("9", "prestage-overwrites", S::PrestageOverwrites, Family::Hot, 0),
+        server("10", "ignore-hung-write", S::IgnoreHungWrite, Family::Outage, 0),
         server("10", "sync-without-intent", S::SyncWithoutIntent, Family::Bfs, 0),
-        server("11", "trust-unmounted", S::TrustUnmounted, Family::Bfs, 0),
+        server("11", "trust-unmounted", S::TrustUnmounted, Family::Outage, 0),
         server("11", "drop-dirty-unmounted", S::DropDirtyUnmounted, Family::Bfs, 0),
         of("12", "trust-torn-record", Kind::TornRecord, Family::Power, 0),
-        of("12", "ignore-damage", Kind::IgnoreDamage, Family::Power, 0),
+        of("12", "ignore-damage", Kind::IgnoreDamage, Family::Calm, 0),
         server("12", "skip-torn-check", S::SkipTornCheck, Family::Power, 0),
         server("13", "ack-before-flush", S::AckBeforeFlush, Family::Power, 0),
         of("13", "log-ack-before-durable", Kind::LogAckEarly, Family::Power, 0),
         client("13", "fsync-before-commit", C::FsyncBeforeCommit, Family::Calm, 0),
+        client("14", "take-buffers-piecemeal", C::TakeBuffersPiecemeal, Family::Calm, 0),
         server("15", "forget-unfreed", S::ForgetUnfreed, Family::Net, 0),
+        server("16", "ignore-budget", S::IgnoreBudget, Family::Calm, 0),
         server("17", "ignore-capability", S::IgnoreCapability, Family::Calm, 0),
         server("bfs", "ignore-guard", S::IgnoreGuard, Family::Bfs, 0),
         client("read", "trust-crc", C::TrustCrc, Family::Rot, 0),

@@ -10,6 +10,7 @@ use bb_runtime::{Executor, Rt};
 
 use crate::chaos::run_chaos;
 use crate::complaints;
+use crate::epilogue::one_ordeal;
 use crate::family::Family;
 use crate::finale::check_all;
 use crate::planted::Plant;
@@ -141,5 +142,8 @@ async fn play(rt: &Rt, order: &Order, shared: &RefCell<Option<Rc<Bench>>>) {
     let _ = chaos.await;
     if !bench.has_failed() {
         check_all(&bench).await;
+    }
+    if !bench.has_failed() {
+        one_ordeal(&bench).await;
     }
 }
