@@ -22,6 +22,8 @@ pub enum Ordeal {
     ForeignDevice,
     /// Rule 12: the log rots in its middle while nobody runs.
     DamagedLog,
+    /// Rule 12: the power fails again and again while long records are written.
+    TornLog,
     /// Rule 14: many readers share a few buffers.
     FewBuffers,
     /// Rule 16: fragments that no budget of memory holds.
@@ -32,9 +34,10 @@ pub enum Ordeal {
 
 impl Ordeal {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::ForeignDevice,
         Self::DamagedLog,
+        Self::TornLog,
         Self::FewBuffers,
         Self::ManyFragments,
         Self::Intruder,
@@ -48,6 +51,7 @@ impl Ordeal {
         match self {
             Self::ForeignDevice => foreign_device(world).await,
             Self::DamagedLog => damaged_log(world).await,
+            Self::TornLog => torn_log(world).await,
             Self::FewBuffers => few_buffers(world).await,
             Self::ManyFragments => many_fragments(world).await,
             Self::Intruder => intruder(world).await,
@@ -147,6 +151,37 @@ async fn damaged_log(world: &Rc<World>) -> Result<(), String> {
     Err("with a log that is damaged in its middle it serves, and fsynced bytes are lost".to_owned())
 }
 
+async fn torn_log(world: &Rc<World>) -> Result<(), String> {
+    const ROUNDS: usize = 10;
+    const FRAGMENTS: usize = 400;
+    world.log_disk.set_rates(FaultRates { slow_ppm: 1_000_000, ..FaultRates::default() });
+    for _ in 0..ROUNDS {
+        let process = connect(world, 8 << 20).await?;
+        let file = create(&process).await?;
+        for at in (0..FRAGMENTS).map(|n| n * 64) {
+            file.pwrite(&[byte_of(at); 16], at as u64).await.map_err(text)?;
+        }
+        let syncing = process.rt.spawn(async move { drop(file.fsync().await) });
+        world.pause(Duration::from_millis(12)).await;
+        world.cut_power();
+        world.kill_client(&process);
+        drop(syncing);
+        if !world.start_until_serving(REFUSES_AFTER).await {
+            return Err(format!("after a power cut: {:?}", world.start_mistake()));
+        }
+    }
+    world.log_disk.set_rates(FaultRates::default());
+    let process = connect(world, 8 << 20).await?;
+    let file = process.client.open(PATH, libc::O_RDONLY, 0).await.map_err(text)?;
+    let mut got = vec![0; FRAGMENTS * 64];
+    let len = file.pread(&mut got, 0).await.map_err(text)?;
+    let wrong = |at: &usize| {
+        let start = at - at % 64;
+        got[*at] != 0 && (at % 64 >= 16 || got[*at] != byte_of(start))
+    };
+    (0..len).find(wrong).map_or(Ok(()), |at| Err(format!("byte {at} was never written")))
+}
+
 async fn few_buffers(world: &Rc<World>) -> Result<(), String> {
     const FILE_BYTES: usize = 8 << 20;
     let writer = connect(world, 32 << 20).await?;
@@ -157,14 +192,14 @@ async fn few_buffers(world: &Rc<World>) -> Result<(), String> {
     // Every read of this device fails: all its blocks are computed from others.
     let rates = FaultRates { read_error_ppm: 1_000_000, ..FaultRates::default() };
     world.disks[0].set_rates(rates);
-    let reader = connect(world, 4 << 20).await?;
+    let reader = connect(world, 5 << 20).await?;
     let file = Rc::new(reader.client.open(PATH, libc::O_RDONLY, 0).await.map_err(text)?);
     let tasks: Vec<_> = (0..8)
         .map(|n| {
             let (file, expected) = (file.clone(), expected.clone());
             reader.rt.spawn(async move {
-                let at = n << 20;
-                let mut got = vec![0; 1 << 20];
+                let at = (n % 5) << 20;
+                let mut got = vec![0; 4 << 20];
                 let len = file.pread(&mut got, at as u64).await.map_err(text)?;
                 let right = got[..len] == expected[at..at + len];
                 if right { Ok(()) } else { Err("wrong bytes".to_owned()) }

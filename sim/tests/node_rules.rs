@@ -46,6 +46,11 @@ fn rule_12_a_log_that_rots_in_its_middle_is_refused_or_harmless() {
 }
 
 #[test]
+fn rule_12_a_torn_record_is_never_trusted() {
+    holds(Ordeal::TornLog, "trust-torn-record");
+}
+
+#[test]
 fn rule_14_readers_that_share_few_buffers_all_end() {
     holds(Ordeal::FewBuffers, "take-buffers-piecemeal");
 }
