@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use bb_client::{ClientOptions, File};
 use bb_nvme::FaultRates;
-use bb_proto::meta::{Lookup, encode};
+use bb_proto::meta::{Lookup, Residency, encode};
 use bb_proto::{Capability, Code, DeviceId, GetBlock, Kind, PgId, Rights, ServiceClass, SessionId};
 use bb_runtime::BufPool;
 use bb_transport::{CallError, Outgoing};
 
+use crate::bfs::BfsFaults;
 use crate::family::Family;
 use crate::workload::Bench;
 use crate::world::{ClientProcess, World};
@@ -20,6 +21,10 @@ use crate::world::{ClientProcess, World};
 pub enum Ordeal {
     /// Rule 5: a device comes back that belongs to another format of the cluster.
     ForeignDevice,
+    /// Rule 8: the backing file system refuses to remove names.
+    FailingUnlink,
+    /// Rule 10: writes of a killed process hang in the backing file system and finish late.
+    HungWrite,
     /// Rule 12: the log rots in its middle while nobody runs.
     DamagedLog,
     /// Rule 12: the power fails again and again while long records are written.
@@ -34,8 +39,10 @@ pub enum Ordeal {
 
 impl Ordeal {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::ForeignDevice,
+        Self::FailingUnlink,
+        Self::HungWrite,
         Self::DamagedLog,
         Self::TornLog,
         Self::FewBuffers,
@@ -51,6 +58,8 @@ impl Ordeal {
         match self {
             Self::ForeignDevice => foreign_device(world).await,
             Self::DamagedLog => damaged_log(world).await,
+            Self::FailingUnlink => failing_unlink(world).await,
+            Self::HungWrite => hung_write(world).await,
             Self::TornLog => torn_log(world).await,
             Self::FewBuffers => few_buffers(world).await,
             Self::ManyFragments => many_fragments(world).await,
@@ -81,8 +90,16 @@ fn text(error: impl std::fmt::Display) -> String {
 }
 
 async fn connect(world: &World, pool_bytes: usize) -> Result<Rc<ClientProcess>, String> {
+    connect_for(world, pool_bytes, Duration::from_secs(3)).await
+}
+
+async fn connect_for(
+    world: &World,
+    pool_bytes: usize,
+    command_timeout: Duration,
+) -> Result<Rc<ClientProcess>, String> {
     let options = ClientOptions {
-        command_timeout: Duration::from_secs(3),
+        command_timeout,
         write_back_bytes: 2 << 20,
         read_cache_bytes: 0,
         ..ClientOptions::default()
@@ -106,6 +123,93 @@ async fn foreign_device(world: &Rc<World>) -> Result<(), String> {
     world.disks[0].restore(&image);
     if world.start_until_serving(REFUSES_AFTER).await {
         return Err("a device of another format is served from".to_owned());
+    }
+    Ok(())
+}
+
+async fn failing_unlink(world: &Rc<World>) -> Result<(), String> {
+    const FILES: usize = 12;
+    const FILE_BYTES: usize = 20_000;
+    let process = connect_for(world, 8 << 20, PATIENCE).await?;
+    let client = &process.client;
+    let expected: Vec<u8> = (0..FILE_BYTES).map(byte_of).collect();
+    let path = |n: usize| format!("/ordeal{n}").into_bytes();
+    for n in 0..FILES {
+        let flags = libc::O_RDWR | libc::O_CREAT;
+        let file = client.open(&path(n), flags, 0o644).await.map_err(text)?;
+        file.pwrite(&expected, 0).await.map_err(text)?;
+        file.close().await.map_err(text)?;
+    }
+    world.bfs.set_faults(BfsFaults { io_error_ppm: 300_000, ..BfsFaults::default() });
+    for n in 0..FILES {
+        // Done, or not, or both: what counts is what is there afterwards.
+        let _ = client.unlink(&path(n)).await;
+    }
+    world.bfs.set_faults(BfsFaults::default());
+    world.rt.sleep(Duration::from_secs(2)).await;
+    for n in 0..FILES {
+        let file = match client.open(&path(n), libc::O_RDONLY, 0).await {
+            Ok(file) => file,
+            Err(error) if error.errno() == libc::ENOENT => continue,
+            Err(error) => return Err(text(error)),
+        };
+        let mut got = vec![0; FILE_BYTES];
+        let len = file.pread(&mut got, 0).await.map_err(text)?;
+        if len != FILE_BYTES || got != expected {
+            return Err(format!("a file that could not be removed has {len} bytes of its data"));
+        }
+        file.close().await.map_err(text)?;
+    }
+    Ok(())
+}
+
+/// For calls that wait for a killed process's calls to end.
+const PATIENCE: Duration = Duration::from_secs(100);
+
+async fn hung_write(world: &Rc<World>) -> Result<(), String> {
+    const ROUNDS: usize = 6;
+    const FILE_BYTES: usize = 50_000;
+    const HANG_MAX: Duration = Duration::from_secs(8);
+    for round in 0..ROUNDS {
+        let process = connect_for(world, 8 << 20, PATIENCE).await?;
+        let file = create(&process).await?;
+        let fill = |salt: usize| -> Vec<u8> {
+            (0..FILE_BYTES).map(|at| byte_of(at + 10 * round + salt)).collect()
+        };
+        file.pwrite(&fill(0), 0).await.map_err(text)?;
+        file.fsync().await.map_err(text)?;
+        let hang = BfsFaults { hang_ppm: 250_000, hang_max: HANG_MAX, ..BfsFaults::default() };
+        world.bfs.set_faults(hang);
+        let syncing = process.rt.spawn(async move {
+            if let Ok(operation) = file.start(Residency::Sync, 0, 0, 0).await {
+                let _ = operation.wait(|_| {}).await;
+            }
+        });
+        world.pause(HANG_MAX).await;
+        world.kill();
+        world.kill_client(&process);
+        drop(syncing);
+        world.bfs.set_faults(BfsFaults::default());
+        if !world.start_until_serving(PATIENCE).await {
+            return Err(format!("does not start: {:?}", world.start_mistake()));
+        }
+        let process = connect_for(world, 8 << 20, PATIENCE).await?;
+        let file = create(&process).await?;
+        let newer = fill(5);
+        file.pwrite(&newer, 0).await.map_err(text)?;
+        file.fsync().await.map_err(text)?;
+        for kind in [Residency::Sync, Residency::Purge] {
+            let operation = file.start(kind, 0, 0, 0).await.map_err(text)?;
+            operation.wait(|_| {}).await.map_err(|error| format!("{kind:?}: {error}"))?;
+        }
+        world.rt.sleep(HANG_MAX).await;
+        let file = process.client.open(PATH, libc::O_RDONLY, 0).await.map_err(text)?;
+        let mut got = vec![0; FILE_BYTES];
+        file.pread(&mut got, 0).await.map_err(text)?;
+        if got != newer {
+            return Err("a write that hung has replaced newer bytes that counted as clean".into());
+        }
+        world.kill_client(&process);
     }
     Ok(())
 }

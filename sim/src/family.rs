@@ -56,7 +56,8 @@ impl Family {
 
     /// The family of a seed where none was asked for: many mix everything.
     pub fn of_seed(seed: u64) -> Self {
-        let narrow = &Self::ALL[..Self::ALL.len() - 1];
+        // `outage` is for the search of planted errors: not all of its seeds are well yet.
+        let narrow = &Self::ALL[..Self::ALL.len() - 2];
         match usize::try_from(seed % 18) {
             Ok(at) if at < narrow.len() => narrow[at],
             _ => Self::Mixed,

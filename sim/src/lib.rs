@@ -18,9 +18,9 @@ mod chaos;
 pub mod complaints;
 pub mod epilogue;
 pub mod family;
+mod finale;
 #[cfg(feature = "planted")]
 pub mod find;
-mod finale;
 pub mod model;
 pub mod planted;
 pub mod report;

@@ -379,8 +379,8 @@ impl PgTable {
         let Some(at) = self.reference(id) else { return };
         let Some(home) = &mut self.get_mut(at).home else { return };
         for entry in &mut home.participants {
-            entry.released |= entry.partition == participant
-                || planted::is(Planted::FreeAtFirstRelease);
+            entry.released |=
+                entry.partition == participant || planted::is(Planted::FreeAtFirstRelease);
         }
         self.check_references(at);
     }
