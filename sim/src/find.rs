@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "tells people how long a search took")]
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
@@ -131,14 +132,17 @@ impl Search {
     /// True if some seed of the family fails like this without any error: an error changes all that
     /// is drawn after it, so that it may as well lead to a failure that has another cause.
     fn fails_so_without(&self, family: Family, how: &str, ways: &mut Ways) -> Result<bool, String> {
-        if !ways.contains_key(&family) {
-            let seeds = SEEDS_WITHOUT.min(self.seeds);
-            let first = self.first.unwrap_or(0);
-            let runs = self.run(first..first + seeds, family, None, false)?;
-            let failures = runs.values().filter_map(|outcome| outcome.violations.first());
-            ways.insert(family, failures.map(|how| way(how)).collect());
-        }
-        Ok(ways[&family].contains(&way(how)))
+        let known = match ways.entry(family) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                let first = self.first.unwrap_or(0);
+                let seeds = first..first + SEEDS_WITHOUT.min(self.seeds);
+                let runs = self.run(seeds, family, None, false)?;
+                let failures = runs.values().filter_map(|outcome| outcome.violations.first());
+                unknown.insert(failures.map(|how| way(how)).collect())
+            }
+        };
+        Ok(known.contains(&way(how)))
     }
 
     /// Runs seeds in order, until one fails (or all): others may be under way then, and are told, too.

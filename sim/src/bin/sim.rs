@@ -192,8 +192,9 @@ fn run_many(arguments: &Arguments) -> Result<(), String> {
 }
 
 #[cfg(not(feature = "planted"))]
-fn find_planted(_: &Arguments) -> Result<(), String> {
-    Err("planted errors are not compiled in: feature `planted`".to_owned())
+fn find_planted(arguments: &Arguments) -> Result<(), String> {
+    let quick = if arguments.quick { " --quick" } else { "" };
+    Err(format!("--planted{quick}: not compiled in, that takes the feature `planted`"))
 }
 
 #[cfg(feature = "planted")]
