@@ -218,7 +218,7 @@ fn rot_is_found_at_the_reader_and_made_good() {
 }
 
 #[test]
-fn a_later_overlapping_commit_waits_for_the_outcome_of_the_earlier() {
+fn rule_3_a_later_overlapping_commit_waits_for_the_outcome_of_the_earlier() {
     (0..5).for_each(|seed| overtaking(seed, |_| {}));
 }
 
@@ -374,7 +374,7 @@ fn space_that_comes_back_ends_the_wait() {
 }
 
 #[test]
-fn a_given_up_commit_is_cancelled_before_a_later_one_overtakes_it() {
+fn rule_3_a_given_up_commit_is_cancelled_before_a_later_one_overtakes_it() {
     run(12, |rt, fake| async move {
         let client = fake.client(quick()).await;
         let file = open(&client, "/f").await;

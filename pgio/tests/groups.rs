@@ -366,7 +366,7 @@ fn a_stale_member_sends_the_reader_back_to_the_map_unless_home_confirmed_it() {
 }
 
 #[test]
-fn degraded_reads_with_short_buffers_end() {
+fn rule_14_degraded_reads_with_short_buffers_end() {
     let executor = Executor::simulated(8);
     let rt = executor.rt();
     executor.block_on(async {

@@ -11,6 +11,7 @@ use bb_runtime::{Executor, Rt};
 use crate::chaos::run_chaos;
 use crate::complaints;
 use crate::counts::check_partitions;
+use crate::epilogue::one_ordeal;
 use crate::family::Family;
 use crate::finale::check_all;
 use crate::planted::Plant;
@@ -99,6 +100,10 @@ pub fn run(order: &Order) -> Outcome {
         |line: &String| order.family == Family::DeviceGone && line.contains("data device");
     let errors = complaints::errors().into_iter().filter(|line| !explained(line));
     outcome.violations.extend(errors.take(3));
+    if !order.family.damages_blocks() {
+        let damage = complaints::damaged_blocks().into_iter().take(3);
+        outcome.violations.extend(damage.map(|line| format!("no fault explains:{line}")));
+    }
     outcome
 }
 
@@ -141,5 +146,8 @@ async fn play(rt: &Rt, order: &Order, shared: &RefCell<Option<Rc<Bench>>>) {
     let _ = chaos.await;
     if !bench.has_failed() {
         check_all(&bench).await;
+    }
+    if !bench.has_failed() {
+        one_ordeal(&bench).await;
     }
 }

@@ -142,7 +142,7 @@ impl World {
                 ask_interval: Duration::from_secs(2),
                 ..HostConfig::default()
             },
-            metadata_bytes_max: 64 << 20,
+            metadata_bytes_max: self.metadata_bytes_max.get(),
         };
         let node = Node::start(rt, parts, &|_, _| {}).await.map_err(|error| text(&error))?;
         if !self.setup.calls_itself_by_network {
