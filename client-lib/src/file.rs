@@ -58,6 +58,10 @@ impl Client {
         let now = self.inner.rt().now();
         let make = || Node::new(&handle, &path, now);
         let was_forgotten = self.inner.forgotten.borrow().contains(&fid);
+        // Of this answer and one that came meanwhile, either may be the older.
+        let overtaken = self.inner.nodes.borrow().get(&fid).is_some_and(|node| {
+            asked < node.size_heard.get() && handle.size != node.size_acknowledged.get()
+        });
         let node = self.inner.nodes.borrow_mut().entry(fid).or_insert_with(make).clone();
         let was_dirty = node.is_dirty() || dirty_before.contains(&fid);
         let opened = node.opened(&handle, flags, &self.credentials, asked, now);
@@ -73,9 +77,10 @@ impl Client {
             attributes,
             closed: Cell::new(false),
         };
-        if was_forgotten {
+        if was_forgotten || overtaken {
             // Another open of it was closed meanwhile, maybe after the server answered this one: the
-            // size it told then may not be in that answer.
+            // size it told then may not be in that answer. And one that was changed on the backing
+            // file system may be shorter since than what another answer said.
             self.inner.ask_size(&file.node).await?;
         }
         if flags & libc::O_TRUNC != 0 && was_dirty {
@@ -334,6 +339,7 @@ async fn close(inner: Rc<Inner>, node: Rc<Node>, opened: Rc<Opened>) -> Result<(
     let raise = if flushed.is_ok() && writer { node.reached.get() } else { 0 };
     let mtime_ns = if writer { node.mtime_ns.take() } else { 0 };
     let epoch = node.epoch.get();
+    let mut asked;
     let told = loop {
         let capability = opened.capability.get();
         let body = meta::encode(&FileSize {
@@ -346,6 +352,7 @@ async fn close(inner: Rc<Inner>, node: Rc<Node>, opened: Rc<Opened>) -> Result<(
             mtime_ns,
         });
         let ask = Ask::new(Kind::FileClose, body);
+        asked = inner.rt().now();
         match inner.link.ask(inner.record_partition(node.fid), &ask).await {
             Err(error) if inner.renewed(&error, &node, capability.session).await => {}
             told => break told,
@@ -355,9 +362,11 @@ async fn close(inner: Rc<Inner>, node: Rc<Node>, opened: Rc<Opened>) -> Result<(
     inner.forget_unused(&node);
     flushed?;
     match told {
-        Ok(_) => {
-            if raise >= node.reached.get() {
-                node.raised(epoch, raise, inner.rt().now());
+        Ok(answer) => {
+            let state: FileState = meta::decode(&answer.body)?;
+            if state.known {
+                // Not what was asked for: somebody may have cut the file since.
+                node.saw_state(&state, asked, inner.rt().now());
             }
             Ok(())
         }

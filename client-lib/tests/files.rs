@@ -218,7 +218,7 @@ fn rot_is_found_at_the_reader_and_made_good() {
 }
 
 #[test]
-fn a_later_overlapping_commit_waits_for_the_outcome_of_the_earlier() {
+fn rule_3_a_later_overlapping_commit_waits_for_the_outcome_of_the_earlier() {
     (0..5).for_each(|seed| overtaking(seed, |_| {}));
 }
 
@@ -374,7 +374,7 @@ fn space_that_comes_back_ends_the_wait() {
 }
 
 #[test]
-fn a_given_up_commit_is_cancelled_before_a_later_one_overtakes_it() {
+fn rule_3_a_given_up_commit_is_cancelled_before_a_later_one_overtakes_it() {
     run(12, |rt, fake| async move {
         let client = fake.client(quick()).await;
         let file = open(&client, "/f").await;
@@ -459,6 +459,61 @@ fn bytes_that_no_fragment_covers_come_from_the_backing_file_system() {
         expected.resize(3_500_000, 0);
         expected.extend(b"end");
         assert!(read_all(&file).await == expected, "zeros between");
+    });
+}
+
+#[test]
+fn an_open_shows_the_size_of_its_time_also_when_answers_overtake_each_other() {
+    // The older answer comes first, or last.
+    for older_ms in [30, 50] {
+        run(25, |rt, fake| async move {
+            let client = fake.client(quick()).await;
+            let resize = |size: usize| {
+                let mut state = fake.state.borrow_mut();
+                let file = state.files.get_mut(&b"/f"[..]).expect("made");
+                file.backing = pattern(7, size);
+                file.size = size as u64;
+            };
+            open(&client, "/f").await.close().await.expect("closes");
+            resize(3_000);
+            let mut delays = [40, older_ms];
+            fake.on_request(move |request| match request.kind {
+                Kind::Namespace => {
+                    delays.reverse();
+                    Fate::AnswerLate(Duration::from_millis(delays[0]))
+                }
+                _ => Fate::Served,
+            });
+            let (other, path) = (client.clone(), "/f");
+            let older = rt.spawn(async move { open(&other, path).await });
+            rt.sleep(Duration::from_millis(1)).await;
+            // Made shorter on the backing file system: no truncate epoch tells of it.
+            resize(1_000);
+            let newer = open(&client, path).await;
+            assert!(read_all(&newer).await == pattern(7, 1_000), "{older_ms}");
+            drop((older.await.expect("opened"), newer));
+        });
+    }
+}
+
+#[test]
+fn a_close_does_not_bring_back_a_size_that_another_client_has_cut() {
+    run(26, |rt, fake| async move {
+        let (client, other) = (fake.client(quick()).await, fake.client(quick()).await);
+        let (closed, kept) = (open(&client, "/f").await, open(&client, "/f").await);
+        closed.pwrite(&pattern(1, 3_000), 0).await.expect("writes");
+        closed.fsync().await.expect("fsyncs");
+        other.truncate(b"/f", 100).await.expect("cuts");
+        fake.on_request(|request| match request.kind {
+            Kind::Namespace => Fate::AnswerLate(Duration::from_millis(50)),
+            _ => Fate::Served,
+        });
+        let (asking, rt2) = (client.clone(), rt.clone());
+        let stat = rt2.spawn(async move { asking.stat(b"/f").await });
+        rt.sleep(Duration::from_millis(1)).await;
+        closed.close().await.expect("closes");
+        assert_eq!(stat.await.expect("runs").expect("there").size, 100);
+        drop(kept);
     });
 }
 

@@ -225,6 +225,11 @@ impl SimDisk {
         }
     }
 
+    /// Blocks that are written and not flushed: what a power cut now would put at stake.
+    pub fn unflushed_blocks(&self) -> usize {
+        self.disk.state.borrow().cache.len()
+    }
+
     /// The next operation of the right sort meets `kind`. Rot, stalls and loss of the disk have
     /// their own calls.
     pub fn inject(&self, kind: FaultKind) {

@@ -61,6 +61,7 @@ impl PgIo {
         let _under_way = self.devices.begin(device);
         let patience = self.rt.now() + self.limits.busy_max;
         let mut sink = Some(sink);
+        let mut damaged = false;
         for attempt in 0.. {
             let Some((address, fence)) = self.place(device) else { return Err(Miss::Lost) };
             // The transfer keeps the sink of a request that failed (rule 6). Another is taken only
@@ -76,7 +77,12 @@ impl PgIo {
                 Ok(answer) => {
                     self.note(device, answer.vitals);
                     let payload = answer.payload.ok_or(Miss::Lost)?;
-                    return self.checked(device, layout, want, &answer.body, payload);
+                    match self.checked(device, layout, want, &answer.body, payload) {
+                        // The device, or the way here: a second look tells. Taken for lost, blocks
+                        // that are well would add up to more than parity makes up for.
+                        Err(Miss::Lost) if !std::mem::replace(&mut damaged, true) => continue,
+                        result => return result,
+                    }
                 }
                 Err(error) => error,
             };

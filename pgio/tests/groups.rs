@@ -26,6 +26,8 @@ enum Fault {
     Silent,
     /// Says busy so many times.
     Busy(u32),
+    /// So many of its blocks are damaged on their way to the reader.
+    DamagedOnTheWay(u32),
 }
 
 /// A block and the CRC32Cs of its chunks.
@@ -88,6 +90,12 @@ impl Members {
         let payload = &bytes[chunks.start << get.chunk_log2..chunks.end << get.chunk_log2];
         let mut sink = request.sink.expect("a sink");
         sink.copy_from_slice(payload);
+        if let Some(Fault::DamagedOnTheWay(n)) = fault
+            && n > 0
+        {
+            self.faults.borrow_mut().insert(device, Fault::DamagedOnTheWay(n - 1));
+            sink[0] ^= 1;
+        }
         let body = GetBlockReply { chunk_crcs: crcs[chunks].to_vec() }.encode();
         Ok(Answer { body, payload: Some(sink), vitals })
     }
@@ -273,6 +281,23 @@ fn rot_is_found_by_the_reader_and_made_good() {
 }
 
 #[test]
+fn a_block_that_is_damaged_on_the_way_is_not_lost() {
+    let executor = Executor::simulated(3);
+    let rt = executor.rt();
+    executor.block_on(async {
+        let w = world(&rt, 4);
+        let contents = pattern(262_144);
+        let d = w.write((2, 1), &contents).await.expect("written");
+        let all = devices(&d);
+        // One is lost, which is all that parity makes up for.
+        w.fault(all[0], Fault::Failed);
+        w.fault(all[1], Fault::DamagedOnTheWay(1));
+        let (got, reconstructed) = w.read(&d, 0, 262_144).await.expect("reads");
+        assert!(got == contents && reconstructed == 1);
+    });
+}
+
+#[test]
 fn a_member_that_refuses_is_replaced() {
     let executor = Executor::simulated(4);
     let rt = executor.rt();
@@ -342,7 +367,7 @@ fn a_stale_member_sends_the_reader_back_to_the_map_unless_home_confirmed_it() {
 }
 
 #[test]
-fn degraded_reads_with_short_buffers_end() {
+fn rule_14_degraded_reads_with_short_buffers_end() {
     let executor = Executor::simulated(8);
     let rt = executor.rt();
     executor.block_on(async {

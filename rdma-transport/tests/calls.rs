@@ -171,7 +171,7 @@ fn a_request_that_waits_for_credit_can_time_out_without_a_trace() {
 }
 
 #[test]
-fn buffers_of_a_timed_out_request_are_out_of_use_until_its_answer() {
+fn rule_6_buffers_of_a_timed_out_request_are_out_of_use_until_its_answer() {
     let executor = Executor::simulated(1);
     let rt = executor.rt();
     executor.block_on(async {

@@ -305,7 +305,7 @@ fn late_answer_hits_foreign_memory() -> bool {
 }
 
 #[test]
-fn a_late_answer_never_lands_in_a_buffer_that_was_given_back() {
+fn rule_6_a_late_answer_never_lands_in_a_buffer_that_was_given_back() {
     assert!(!late_answer_hits_foreign_memory());
 }
 

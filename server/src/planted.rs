@@ -14,6 +14,8 @@ pub enum Planted {
     AckBeforeFlush,
     /// Rule 4: space is given to the next block before the free record is durable.
     GiveBlockTwice,
+    /// Rule 4: a free that comes again frees whatever lies there by now.
+    FreeByAddress,
     /// Rule 4: space is given to the next block while somebody reads the old one.
     FreeUnderReader,
     /// Rule 4: a block that is gone is served by its old address.
@@ -48,6 +50,16 @@ pub enum Planted {
     CleanBeforeBfsFsync,
     /// Rule 10: what a predecessor was writing counts as settled without proof that it is gone.
     IgnoreHungWrite,
+    /// Rule 2: home frees when the first participant has released, not when all have.
+    FreeAtFirstRelease,
+    /// Rule 5: a device is taken for what its place says, whatever it says itself.
+    TrustAnyDevice,
+    /// Rule 15: a member that did not answer counts as having freed its block.
+    ForgetUnfreed,
+    /// Rule 16: commits are taken whatever memory the metadata takes.
+    IgnoreBudget,
+    /// Rule 17: nobody looks at what a capability permits.
+    IgnoreCapability,
     /// Rule 11: dirty bytes are dropped because the backing file system is not there.
     DropDirtyUnmounted,
 }

@@ -144,7 +144,7 @@ fn a_fragment_takes_at_most_64_bytes_of_memory_in_whatever_order_it_comes() {
 }
 
 #[test]
-fn the_budget_counts_what_groups_take_or_more() {
+fn rule_16_the_budget_counts_what_groups_take_or_more() {
     const GROUPS: u32 = 10_000;
     for members in [3, 10, 20] {
         let mut state = state();

@@ -3,15 +3,18 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use bb_nvme::FaultRates;
+use bb_nvme::{FaultKind, FaultRates};
 use bb_transport::Address;
 
 use crate::bfs::BfsFaults;
+use crate::family::Family;
 use crate::workload::{Bench, Place, change_from_outside};
 use crate::world::{disk_rates, network};
 
 /// A server that does not come back within this has a defect: every outage is shorter.
 const START_LIMIT: Duration = Duration::from_secs(90);
+/// Longer than W (rule 1) and what a put takes, shorter than the lease of a session.
+const AWAY_MAX: Duration = Duration::from_secs(18);
 /// Superblocks and what belongs to them: damage there is an operator's business.
 const DATA_OFFSET: u64 = 2 << 20;
 
@@ -25,9 +28,23 @@ pub async fn run_chaos(bench: Rc<Bench>, places: Vec<Rc<Place>>) {
             world.disks[*victim].set_rates(disk_rates());
         }
     }
-    if matches!(family, crate::family::Family::Mixed | crate::family::Family::Crash) {
+    if family == Family::Power {
+        // What is slow is under way when the power fails.
+        for disk in &world.disks {
+            disk.set_rates(FaultRates { slow_ppm: 200_000, ..FaultRates::default() });
+        }
+        world.log_disk.set_rates(FaultRates { slow_ppm: 100_000, ..FaultRates::default() });
+    }
+    if matches!(family, Family::Mixed | Family::Crash) {
         let slow = FaultRates { slow_ppm: 2_000, ..FaultRates::default() };
         world.log_disk.set_rates(slow);
+    }
+    if family == Family::Hot {
+        // One so slow that what is read is often overwritten, freed and used again meanwhile.
+        for (number, disk) in world.disks.iter().enumerate() {
+            let slow_ppm = if number == 0 { 700_000 } else { 50_000 };
+            disk.set_rates(FaultRates { slow_ppm, ..FaultRates::default() });
+        }
     }
     world.bfs.set_faults(bfs_faults(&bench));
     while bench.left.get() > 0 {
@@ -47,36 +64,48 @@ fn victims(bench: &Bench) -> Vec<usize> {
 }
 
 fn bfs_faults(bench: &Bench) -> BfsFaults {
-    let slow = BfsFaults { latency_max: Duration::from_millis(2), ..BfsFaults::default() };
+    let hot = bench.family == Family::Hot;
+    let latency_max = Duration::from_millis(if hot { 50 } else { 2 });
+    let slow = BfsFaults { latency_max, ..BfsFaults::default() };
     if !bench.family.bad_bfs() {
         return slow;
     }
+    let often = if bench.family == Family::Outage { 8 } else { 1 };
     BfsFaults {
-        io_error_ppm: 4_000,
+        io_error_ppm: 4_000 * often,
         race_ppm: 2_000,
-        hang_ppm: 4_000,
+        hang_ppm: 4_000 * often,
         hang_max: Duration::from_secs(6),
         ..slow
     }
 }
 
 async fn strike(bench: &Rc<Bench>, places: &[Rc<Place>], victims: &[usize]) {
-    use crate::family::Family;
     let (world, family) = (&bench.world, bench.family);
     change_from_outside(bench);
     match world.draw(8) {
         0..=2 if family.kills() || family.cuts_power() => crash(bench).await,
         3 if family.kills_clients() => kill_client(bench, places),
-        4 if family.rough_network() => part(bench, places).await,
+        0..=2 if family == Family::Away => part(bench, places, AWAY_MAX).await,
+        4 if family.rough_network() => part(bench, places, Duration::from_secs(3)).await,
         5 if family.rots() && !victims.is_empty() => rot(bench, victims),
+        3..=6 if family == Family::Outage => bfs_outage(bench).await,
         6 if family.bad_bfs() => bfs_outage(bench).await,
-        7 if family == Family::Mixed || family == Family::Crash => stall(bench).await,
-        0..=4 if family == Family::DeviceGone => {
-            let victim = victims[0];
-            bench.note(|| format!("disk {victim} is gone"));
-            world.disks[victim].set_gone(true);
-        }
+        7 if matches!(family, Family::Mixed | Family::Crash | Family::Hot) => stall(bench).await,
+        0..=4 if family == Family::DeviceGone => fail_device(bench, victims[0]),
         _ => {}
+    }
+}
+
+/// Waits, not for long, until a power cut has something to destroy: most moments have not.
+async fn aim(bench: &Rc<Bench>) {
+    let world = &bench.world;
+    for _ in 0..2_000 {
+        let disks = world.disks.iter().chain([&world.log_disk]);
+        if disks.map(|disk| disk.unflushed_blocks()).sum::<usize>() > 0 {
+            return;
+        }
+        world.rt.sleep(Duration::from_micros(20)).await;
     }
 }
 
@@ -88,6 +117,7 @@ async fn crash(bench: &Rc<Bench>) {
     if gently {
         world.stop(Duration::from_secs(5)).await;
     } else if power {
+        aim(bench).await;
         world.cut_power();
     } else {
         world.kill();
@@ -126,7 +156,7 @@ fn kill_client(bench: &Bench, places: &[Rc<Place>]) {
 }
 
 /// A client and the server do not reach each other, in one direction or both.
-async fn part(bench: &Bench, places: &[Rc<Place>]) {
+async fn part(bench: &Bench, places: &[Rc<Place>], longest: Duration) {
     let world = &bench.world;
     let at = usize::try_from(world.draw(places.len() as u64)).unwrap_or(0);
     let number = places[at].process.borrow().as_ref().map(|process| process.actor.0);
@@ -140,8 +170,21 @@ async fn part(bench: &Bench, places: &[Rc<Place>]) {
         1 => world.net.block(&world.address, &client),
         _ => world.net.partition(&client, &world.address),
     }
-    world.pause(Duration::from_secs(3)).await;
+    world.pause(longest).await;
     world.net.heal(&client, &world.address);
+}
+
+/// The device goes away, or fails at its next write or flush: the server may not use it again
+/// (rule 13).
+fn fail_device(bench: &Bench, victim: usize) {
+    let disk = &bench.world.disks[victim];
+    let way = bench.world.draw(3);
+    bench.note(|| format!("disk {victim} fails, way {way}"));
+    match way {
+        0 => disk.set_gone(true),
+        1 => disk.inject(FaultKind::WriteError),
+        _ => disk.inject(FaultKind::FailedFlush),
+    }
 }
 
 fn rot(bench: &Bench, victims: &[usize]) {

@@ -10,6 +10,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 
 thread_local! {
     static ERRORS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    static DAMAGE: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
     static VERBOSE: Cell<bool> = const { Cell::new(false) };
 }
@@ -17,7 +18,14 @@ thread_local! {
 /// Errors kept of a run.
 const ERRORS_MAX: usize = 100;
 
+/// What a reader says of a block that is not what its writer gave.
+const DAMAGED: &str = "does not match its checksum";
+
 struct Listener;
+
+fn is_of_readers(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() == Level::WARN && metadata.target() == "bb_pgio::get"
+}
 
 struct Text(String);
 
@@ -34,6 +42,7 @@ impl Visit for Text {
 impl Subscriber for Listener {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         *metadata.level() <= if VERBOSE.get() { Level::DEBUG } else { Level::ERROR }
+            || is_of_readers(metadata)
     }
     fn new_span(&self, _: &Attributes<'_>) -> Id {
         Id::from_u64(1)
@@ -45,6 +54,13 @@ impl Subscriber for Listener {
         event.record(&mut text);
         if VERBOSE.get() {
             println!("            {}", text.0);
+        }
+        if is_of_readers(event.metadata()) && text.0.contains(DAMAGED) {
+            DAMAGE.with_borrow_mut(|damage| {
+                if damage.len() < ERRORS_MAX {
+                    damage.push(text.0.clone());
+                }
+            });
         }
         if *event.metadata().level() == Level::ERROR {
             ERRORS.with_borrow_mut(|errors| {
@@ -76,12 +92,20 @@ pub fn listen(verbose: bool) {
 /// Forgets what was heard.
 pub fn clear() {
     ERRORS.with_borrow_mut(Vec::clear);
+    DAMAGE.with_borrow_mut(Vec::clear);
     PANIC.with_borrow_mut(String::clear);
 }
 
 /// What was logged as an error.
 pub fn errors() -> Vec<String> {
     ERRORS.with_borrow(Clone::clone)
+}
+
+/// Blocks that were not what their writers gave, as their readers tell it. Parity hides each of
+/// them from the application; so without a fault that explains it, this is where it shows that the
+/// server has mixed up its blocks.
+pub fn damaged_blocks() -> Vec<String> {
+    DAMAGE.with_borrow(Clone::clone)
 }
 
 /// The last panic.

@@ -5,11 +5,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bb_client::{ClientOptions, Error};
-use bb_proto::meta::{NodeStatus, Residency, decode};
-use bb_proto::{Kind, ServiceClass};
-use bb_transport::Outgoing;
+use bb_proto::meta::Residency;
 
 use crate::chaos::heal;
+use crate::counts;
 use crate::workload::{Bench, STRANGER, appended_records};
 use crate::world::ClientProcess;
 
@@ -134,20 +133,10 @@ async fn check_appended(bench: &Bench, process: &ClientProcess) -> Result<(), Er
     file.close().await
 }
 
-async fn status(bench: &Bench, process: &ClientProcess) -> Result<NodeStatus, Error> {
-    let request =
-        Outgoing::new(Kind::NodeStatus, ServiceClass::Control, Duration::from_secs(10), Vec::new());
-    let answer = process.caller.call(&bench.world.address, request).await;
-    match answer {
-        Ok(answer) => Ok(decode(&answer.body)?),
-        Err(error) => Err(Error::Protocol(format!("node status: {error}"))),
-    }
-}
-
 /// Everything was synchronized: nothing but what nobody can name any more may be dirty.
 async fn check_counts(bench: &Bench, process: &ClientProcess) -> Result<(), Error> {
-    let status = status(bench, process).await?;
-    let bytes = status.bytes;
+    counts::check_quiet(bench, process).await?;
+    let bytes = counts::status(bench, process).await?.bytes;
     bench.note(|| format!("bytes by state: {bytes:?}"));
     if bytes.pending != 0 {
         bench.violation(format!("no sync is under way, and {} bytes are pending", bytes.pending));
@@ -173,25 +162,32 @@ async fn remove_all(bench: &Bench, process: &ClientProcess) -> Result<(), Error>
     Ok(())
 }
 
-/// With all files gone, no byte is in use.
+/// With all files gone, no byte is in use, and no name is kept.
 async fn check_space(bench: &Bench, process: &ClientProcess) -> Result<(), Error> {
-    let status = status(bench, process).await?;
+    counts::check_quiet(bench, process).await?;
+    let status = counts::status(bench, process).await?;
+    let leftovers = || bench.world.node().map(|node| counts::leftovers(&node)).unwrap_or_default();
     for device in &status.devices {
         // A device that failed holds what it held.
         let well = device.problem.is_empty();
         if well && (device.used_bytes != 0 || device.blocks != 0) {
             bench.violation(format!(
-                "device {} holds {} blocks, {} bytes, and there is no file",
-                device.device, device.blocks, device.used_bytes
+                "device {} holds {} blocks, {} bytes, and there is no file: {}",
+                device.device,
+                device.blocks,
+                device.used_bytes,
+                leftovers()
             ));
         }
     }
     let bytes = status.bytes;
     if bytes.fragments != 0 {
-        bench.violation(format!("there is no file, and there are fragments: {bytes:?}"));
+        let leftovers = leftovers();
+        bench.violation(format!(
+            "there is no file, and there are fragments: {bytes:?}: {leftovers}"
+        ));
     }
     let hidden = bench.world.bfs.hidden_names();
-    let hidden: Vec<&String> = hidden.iter().filter(|name| name.contains("keep")).collect();
     if !hidden.is_empty() {
         bench.violation(format!("no file is open, and hidden names are left: {hidden:?}"));
     }

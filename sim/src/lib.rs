@@ -6,17 +6,23 @@
 //! | `world` | disks, network, backing file system, and processes that come and go |
 //! | `workload` | what clients do, and the judgement of each answer |
 //! | `chaos` | what goes wrong meanwhile |
+//! | `counts` | the state counts add up |
+//! | `epilogue` | what is done to the node then |
 //! | `finale` | what must hold when all is healed |
 //! | `model` | which bytes a read may return |
 //! | `run` | one seed from start to verdict |
 //! | `report`, `work` | many seeds on all cores |
-//! | `planted` | the deliberate errors that must be found |
+//! | `planted`, `find` | the deliberate errors, and the search that must find each |
 
 pub mod bfs;
 mod chaos;
 pub mod complaints;
+mod counts;
+pub mod epilogue;
 pub mod family;
 mod finale;
+#[cfg(feature = "planted")]
+pub mod find;
 pub mod model;
 pub mod planted;
 pub mod report;

@@ -11,6 +11,10 @@ pub struct Plant {
     pub rule: &'static str,
     /// The family in which it shows.
     pub family: Family,
+    /// A seed at which it showed: where the quick search begins.
+    pub seed: u64,
+    /// It shows as a process that does not end.
+    pub hangs: bool,
     #[cfg(feature = "planted")]
     kind: Kind,
 }
@@ -33,60 +37,69 @@ mod list {
 
     use super::{Family, Kind, Plant};
 
-    const fn server(name: &'static str, rule: &'static str, family: Family, kind: S) -> Plant {
-        Plant { name, rule, family, kind: Kind::Server(kind) }
+    const fn of(
+        rule: &'static str,
+        name: &'static str,
+        kind: Kind,
+        family: Family,
+        seed: u64,
+    ) -> Plant {
+        Plant { name, rule, family, seed, hangs: false, kind }
     }
 
-    const fn client(name: &'static str, rule: &'static str, family: Family, kind: C) -> Plant {
-        Plant { name, rule, family, kind: Kind::Client(kind) }
+    const fn server(
+        rule: &'static str,
+        name: &'static str,
+        kind: S,
+        family: Family,
+        seed: u64,
+    ) -> Plant {
+        of(rule, name, Kind::Server(kind), family, seed)
     }
 
-    /// All of them.
+    const fn client(
+        rule: &'static str,
+        name: &'static str,
+        kind: C,
+        family: Family,
+        seed: u64,
+    ) -> Plant {
+        of(rule, name, Kind::Client(kind), family, seed)
+    }
+
+    /// All of them, by rule.
     pub const ALL: &[Plant] = &[
-        server("skip-horizon", "1", Family::Net, S::SkipHorizon),
-        server("forget-commit-ids", "3", Family::Net, S::ForgetCommitIds),
-        client("skip-reorder-wait", "3", Family::Net, C::SkipReorderWait),
-        server("give-block-twice", "4", Family::Crash, S::GiveBlockTwice),
-        server("free-under-reader", "4", Family::Full, S::FreeUnderReader),
-        server("wrong-pg-served", "4", Family::Calm, S::WrongPgServed),
-        server("free-before-commit", "4", Family::Net, S::FreeBeforeCommit),
-        Plant {
-            name: "reuse-timed-out-buffer",
-            rule: "6",
-            family: Family::Net,
-            kind: Kind::ReuseBuffer,
-        },
-        server("forget-truncate-epoch", "7", Family::Calm, S::ForgetTruncateEpoch),
-        server("old-size-raise", "7", Family::Calm, S::OldSizeRaise),
-        server("retry-twice", "8", Family::Net, S::RetryTwice),
-        server("drop-before-bfs-agreed", "8", Family::Bfs, S::DropBeforeBfsAgreed),
-        server("mark-clean-changed", "9", Family::Calm, S::MarkCleanChanged),
-        server("prestage-overwrites", "9", Family::Calm, S::PrestageOverwrites),
-        server("ignore-guard", "BFS guard", Family::Bfs, S::IgnoreGuard),
-        server("trust-unmounted", "11", Family::Bfs, S::TrustUnmounted),
-        Plant {
-            name: "trust-torn-record",
-            rule: "12",
-            family: Family::Power,
-            kind: Kind::TornRecord,
-        },
-        Plant {
-            name: "ignore-damage",
-            rule: "12",
-            family: Family::Power,
-            kind: Kind::IgnoreDamage,
-        },
-        server("skip-torn-check", "12", Family::Power, S::SkipTornCheck),
-        server("ack-before-flush", "13", Family::Power, S::AckBeforeFlush),
-        Plant {
-            name: "log-ack-before-durable",
-            rule: "13",
-            family: Family::Power,
-            kind: Kind::LogAckEarly,
-        },
-        client("drop-sealed-before-commit", "1", Family::Net, C::DropSealedBeforeCommit),
-        client("trust-crc", "17", Family::Rot, C::TrustCrc),
-        client("fsync-before-commit", "13", Family::Calm, C::FsyncBeforeCommit),
+        server("1", "skip-horizon", S::SkipHorizon, Family::Away, 1),
+        client("1", "drop-sealed-before-commit", C::DropSealedBeforeCommit, Family::Away, 3),
+        server("2", "free-at-first-release", S::FreeAtFirstRelease, Family::Hot, 14),
+        server("3", "forget-commit-ids", S::ForgetCommitIds, Family::Hot, 4),
+        client("3", "skip-reorder-wait", C::SkipReorderWait, Family::Net, 1),
+        server("4", "give-block-twice", S::FreeByAddress, Family::Hot, 0),
+        server("4", "free-under-reader", S::FreeUnderReader, Family::Hot, 12),
+        server("4", "wrong-pg-served", S::WrongPgServed, Family::Hot, 2),
+        server("4", "free-before-commit", S::FreeBeforeCommit, Family::Hot, 3),
+        server("5", "trust-any-device", S::TrustAnyDevice, Family::Calm, 0),
+        of("6", "reuse-timed-out-buffer", Kind::ReuseBuffer, Family::Away, 0),
+        server("7", "forget-truncate-epoch", S::ForgetTruncateEpoch, Family::Calm, 0),
+        server("7", "old-size-raise", S::OldSizeRaise, Family::Hot, 1),
+        server("8", "retry-twice", S::RetryTwice, Family::Net, 2),
+        server("8", "drop-before-bfs-agreed", S::DropBeforeBfsAgreed, Family::Calm, 83),
+        server("9", "mark-clean-changed", S::MarkCleanChanged, Family::Hot, 1),
+        server("9", "prestage-overwrites", S::PrestageOverwrites, Family::Hot, 1),
+        server("10", "ignore-hung-write", S::IgnoreHungWrite, Family::Calm, 22),
+        server("10", "sync-without-intent", S::SyncWithoutIntent, Family::Bfs, 7),
+        server("11", "drop-dirty-unmounted", S::DropDirtyUnmounted, Family::Bfs, 6),
+        of("12", "trust-torn-record", Kind::TornRecord, Family::Calm, 5),
+        of("12", "ignore-damage", Kind::IgnoreDamage, Family::Calm, 54),
+        server("12", "skip-torn-check", S::SkipTornCheck, Family::Power, 8),
+        server("13", "ack-before-flush", S::AckBeforeFlush, Family::Power, 0),
+        of("13", "log-ack-before-durable", Kind::LogAckEarly, Family::Power, 1),
+        client("13", "fsync-before-commit", C::FsyncBeforeCommit, Family::Calm, 0),
+        server("15", "forget-unfreed", S::ForgetUnfreed, Family::Net, 13),
+        server("16", "ignore-budget", S::IgnoreBudget, Family::Calm, 15),
+        server("17", "ignore-capability", S::IgnoreCapability, Family::Calm, 4),
+        server("bfs", "ignore-guard", S::IgnoreGuard, Family::Bfs, 0),
+        client("read", "trust-crc", C::TrustCrc, Family::Rot, 0),
     ];
 }
 

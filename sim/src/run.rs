@@ -10,6 +10,8 @@ use bb_runtime::{Executor, Rt};
 
 use crate::chaos::run_chaos;
 use crate::complaints;
+use crate::counts::check_partitions;
+use crate::epilogue::one_ordeal;
 use crate::family::Family;
 use crate::finale::check_all;
 use crate::planted::Plant;
@@ -98,6 +100,10 @@ pub fn run(order: &Order) -> Outcome {
         |line: &String| order.family == Family::DeviceGone && line.contains("data device");
     let errors = complaints::errors().into_iter().filter(|line| !explained(line));
     outcome.violations.extend(errors.take(3));
+    if !order.family.damages_blocks() {
+        let damage = complaints::damaged_blocks().into_iter().take(3);
+        outcome.violations.extend(damage.map(|line| format!("no fault explains:{line}")));
+    }
     outcome
 }
 
@@ -124,6 +130,9 @@ async fn play(rt: &Rt, order: &Order, shared: &RefCell<Option<Rc<Bench>>>) {
     let pause = Duration::from_millis(100);
     while places.iter().any(|place| !place.ended.get()) && patience > pause && !bench.has_failed() {
         rt.sleep(pause).await;
+        if let Some(node) = world.node() {
+            check_partitions(&bench, &node);
+        }
         if bench.left.get() == 0 {
             patience -= pause;
         }
@@ -137,5 +146,8 @@ async fn play(rt: &Rt, order: &Order, shared: &RefCell<Option<Rc<Bench>>>) {
     let _ = chaos.await;
     if !bench.has_failed() {
         check_all(&bench).await;
+    }
+    if !bench.has_failed() {
+        one_ordeal(&bench).await;
     }
 }

@@ -94,6 +94,14 @@ impl Batch {
     }
 }
 
+/// What is said of a run whose process ended without a word.
+const ENDED: &str = "its process ended";
+
+/// False if the process of a failed run ended before the verdict.
+pub fn is_verdict(outcome: &Outcome) -> bool {
+    outcome.violations.iter().any(|violation| !violation.starts_with(ENDED))
+}
+
 struct Worker {
     child: Child,
     lines: BufReader<ChildStdout>,
@@ -138,7 +146,7 @@ impl Worker {
         let status = self.child.wait().map_err(|error| error.to_string())?;
         match self.begun.take() {
             Some((seed, family)) => {
-                let text = format!("its process ended ({status}): it hangs, or aborted");
+                let text = format!("{ENDED} ({status}): it hangs, or aborted");
                 let outcome = Outcome { violations: vec![text], ..Outcome::default() };
                 Ok(Some(Ended { seed, family, outcome }))
             }

@@ -35,6 +35,8 @@ pub enum Fate {
     Refused(Failure),
     /// Arrives after so long.
     Late(Duration),
+    /// Is served at once, and the answer comes after so long.
+    AnswerLate(Duration),
 }
 
 type Hook = Box<dyn FnMut(&Outgoing) -> Fate>;
@@ -249,6 +251,11 @@ impl Caller for Handle {
                     let _ = fake.serve(request);
                     rt.sleep(deadline).await;
                     return Err(CallError::TimedOut);
+                }
+                Fate::AnswerLate(by) => {
+                    let result = fake.serve(request);
+                    rt.sleep(by).await;
+                    return result;
                 }
                 Fate::Late(by) => {
                     // Arrives whether or not anybody still waits for it.

@@ -42,7 +42,7 @@ fn records_appended_together_share_a_write() {
 }
 
 #[test]
-fn acknowledgements_follow_the_order_of_the_log() {
+fn rule_13_acknowledgements_follow_the_order_of_the_log() {
     simulate(3, |world| async move {
         world.format().await;
         let (log, _, _process) = world.open().await.unwrap();

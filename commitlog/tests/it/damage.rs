@@ -56,7 +56,7 @@ fn after_a_graceful_stop_rot_anywhere_is_found_or_harmless() {
 }
 
 #[test]
-fn a_hole_of_many_groups_is_damage() {
+fn rule_12_a_hole_of_many_groups_is_damage() {
     simulate(12, |world| async move {
         let (_, _, _) = closed_log(&world).await;
         world.disk.poke(RING_AT + 40 * 4096, &vec![0; 400 << 10]);
@@ -67,7 +67,7 @@ fn a_hole_of_many_groups_is_damage() {
 }
 
 #[test]
-fn a_lost_or_misdirected_group_in_the_middle_is_damage() {
+fn rule_12_a_lost_or_misdirected_group_in_the_middle_is_damage() {
     for kind in [FaultKind::LostWrite, FaultKind::MisdirectedWrite] {
         simulate(13, |world| async move {
             world.format().await;
@@ -105,7 +105,7 @@ fn an_unreadable_block_in_the_log_has_its_own_error() {
 }
 
 #[test]
-fn a_torn_last_group_is_the_end_of_the_log() {
+fn rule_12_a_torn_last_group_is_the_end_of_the_log() {
     simulate(15, |world| async move {
         world.format().await;
         let (log, _, process) = world.open().await.unwrap();

@@ -7,7 +7,7 @@ use bb_commitlog::{Class, LogError, StreamId};
 use crate::common::{append, commit, simulate};
 
 #[test]
-fn a_ring_full_of_client_records_goes_on_after_a_checkpoint() {
+fn rule_14_a_ring_full_of_client_records_goes_on_after_a_checkpoint() {
     simulate(31, |world| async move {
         world.format().await;
         let (log, _, process) = world.open().await.unwrap();
@@ -57,7 +57,7 @@ fn a_ring_full_of_client_records_goes_on_after_a_checkpoint() {
 }
 
 #[test]
-fn the_more_urgent_class_is_served_first() {
+fn rule_14_the_more_urgent_class_is_served_first() {
     simulate(32, |world| async move {
         world.format().await;
         let (log, _, _process) = world.open().await.unwrap();

@@ -229,7 +229,7 @@ fn a_failed_durable_write_fails_the_device_and_a_failed_cached_one_does_not() {
 }
 
 #[test]
-fn flushes_of_one_moment_are_one_and_a_later_caller_gets_a_later_one() {
+fn rule_13_flushes_of_one_moment_are_one_and_a_later_caller_gets_a_later_one() {
     let scratch = Scratch::new("flush");
     let world = World::new();
     let device = world.open(&scratch.file(1 << 20)).expect("opens");

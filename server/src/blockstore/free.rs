@@ -11,6 +11,8 @@ use bb_proto::Failure;
 use futures_util::future::try_join_all;
 
 use super::record::{NAMES_PER_RECORD, encode_free, free_bytes};
+#[cfg(feature = "planted")]
+use super::table::EntryId;
 use super::table::{BlockKey, State};
 use super::{BlockStore, State as StoreState};
 use crate::planted::{self, Planted};
@@ -35,6 +37,8 @@ impl BlockStore {
 
     async fn free(&self, keys: &[BlockKey]) -> Result<(), Failure> {
         self.wait_for_puts(keys).await?;
+        #[cfg(feature = "planted")]
+        self.free_by_address(keys);
         let mut groups = by_page(&self.state.borrow(), keys);
         if groups.is_empty() {
             return Ok(());
@@ -61,6 +65,23 @@ impl BlockStore {
         try_join_all(records).await.map_err(|error| self.fail_log(&error))?;
         self.release_all(groups.values().flatten());
         Ok(())
+    }
+
+    /// The deliberate error [`Planted::FreeByAddress`].
+    #[cfg(feature = "planted")]
+    fn free_by_address(&self, keys: &[BlockKey]) {
+        let state = &mut *self.state.borrow_mut();
+        for key in keys.iter().filter(|_| planted::is(Planted::FreeByAddress)) {
+            let Some(address) = state.ghosts.remove(key) else { continue };
+            let page = state.table.page_of(address.chunk);
+            let there = |id: &&EntryId| {
+                let entry = state.table.get(**id);
+                entry.address() == address && entry.state == State::Live
+            };
+            if state.table.page_ids(page).iter().any(|id| there(&id)) {
+                state.space.release(address);
+            }
+        }
     }
 
     /// A put of a block that home has given up is a late repetition; it ends first.

@@ -35,7 +35,8 @@ impl BlockStore {
     /// Stale where there is no such block (any more), Denied, Invalid, Busy, DeviceFailed.
     pub async fn handle_get(&self, get: &GetBlock) -> Result<Response, Failure> {
         self.check_alive()?;
-        if !get.capability.rights.allows(Rights::READ) {
+        let permitted = get.capability.rights.allows(Rights::READ);
+        if !permitted && !planted::is(Planted::IgnoreCapability) {
             return Err(Failure::new(Code::Denied, "the file was not opened for reading"));
         }
         self.wanted(get)?;

@@ -3,7 +3,9 @@
 use std::rc::Rc;
 
 use bb_proto::meta::{Done, FreeBlocks, decode, encode};
-use bb_proto::{Code, DecodeError, Failure, GetBlock, Kind, MEMBERS_MAX, PutBlock};
+use bb_proto::{
+    Capability, Code, DecodeError, Failure, GetBlock, Kind, MEMBERS_MAX, PutBlock, Rights,
+};
 use bb_transport::{Incoming, Response, Role};
 
 use super::BlockStore;
@@ -19,6 +21,7 @@ impl BlockStore {
         match request.header.kind {
             Kind::PutBlock => {
                 let put = PutBlock::decode(&request.body).map_err(malformed)?;
+                check_server(&put.capability, request.peer.role)?;
                 let payload =
                     request.payload.ok_or_else(|| Failure::new(Code::Invalid, "no payload"))?;
                 self.handle_put(put, payload, request.header.class).await?;
@@ -26,6 +29,7 @@ impl BlockStore {
             }
             Kind::GetBlock => {
                 let get = GetBlock::decode(&request.body).map_err(malformed)?;
+                check_server(&get.capability, request.peer.role)?;
                 self.handle_get(&get).await
             }
             Kind::FreeBlocks => {
@@ -39,6 +43,14 @@ impl BlockStore {
             kind => Err(Failure::new(Code::Invalid, format!("{kind:?} is not for a device"))),
         }
     }
+}
+
+/// Nobody gives itself the rights of a server (rule 17).
+fn check_server(capability: &Capability, role: Role) -> Result<(), Failure> {
+    if !capability.rights.allows(Rights::SERVER) || role == Role::Server {
+        return Ok(());
+    }
+    Err(Failure::new(Code::Denied, "only servers have the rights of servers"))
 }
 
 fn malformed(error: DecodeError) -> Failure {

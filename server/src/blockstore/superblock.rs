@@ -21,6 +21,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::error::OpenError;
 use super::space::CHUNK_BYTES;
+use crate::planted::{self, Planted};
 
 /// Version that this program writes, and the newest that it reads.
 pub const VERSION: u32 = 1;
@@ -152,6 +153,9 @@ impl Superblock {
     /// The variants of [`OpenError`] say what it is instead.
     pub fn check(&self, name: &str, expected: &Expected) -> Result<(), OpenError> {
         let device = name.to_owned();
+        if planted::is(Planted::TrustAnyDevice) {
+            return Ok(());
+        }
         if self.cluster != expected.cluster {
             let (found, expected) = (self.cluster, expected.cluster);
             return Err(OpenError::OtherCluster { device, found, expected });

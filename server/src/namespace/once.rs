@@ -22,6 +22,9 @@ use crate::planted::{self, Planted};
 /// intent was logged, so this concerns only what somebody else has moved there since.
 const CLOCK_SLACK_NS: i64 = 2_000_000_000;
 
+/// Looks at a new name that is not there for a look, and there for a rename.
+const LOOKS: u32 = 3;
+
 /// Files whose last name may be gone.
 type Gone = Vec<(Fid, Binding)>;
 
@@ -62,7 +65,7 @@ impl WriteThrough {
             SessionOutcome::Known => return Err(Failure::new(Code::Busy, "it is being done")),
             _ => return Err(no_session()),
         }
-        let result = self.execute(&intent).await;
+        let result = self.execute(partition, number, &intent).await;
         self.end(partition, number, result).await
     }
 
@@ -85,7 +88,7 @@ impl WriteThrough {
         self.parts.bfs.check().await.map_err(|error| refusal(&error))?;
         let result = match self.outcome(&intent).await {
             Ok(Some(done)) => Ok(done),
-            Ok(None) => self.execute(&intent).await,
+            Ok(None) => self.execute(partition, number, &intent).await,
             Err(failure) => Err(failure),
         };
         let (session, sequence) = (number.0.0, number.1.0);
@@ -230,7 +233,12 @@ impl WriteThrough {
     }
 
     /// Does it on the backing file system.
-    async fn execute(&self, intent: &Intent) -> Result<(NamespaceReply, Gone), Failure> {
+    async fn execute(
+        &self,
+        partition: &Rc<Partition>,
+        number: Number,
+        intent: &Intent,
+    ) -> Result<(NamespaceReply, Gone), Failure> {
         let (bfs, caller) = (&self.parts.bfs, &intent.request.credentials);
         match &intent.request.op {
             Some(NamespaceOp::Mkdir(op)) => {
@@ -249,7 +257,7 @@ impl WriteThrough {
                 Ok((NamespaceReply::default(), Vec::new()))
             }
             Some(NamespaceOp::Unlink(op)) => self.unlink(intent, &op.path).await,
-            Some(NamespaceOp::Rename(op)) => self.rename(intent, op).await,
+            Some(NamespaceOp::Rename(op)) => self.rename(partition, number, intent, op).await,
             _ => Err(Failure::new(Code::Unsupported, "not an operation that is logged")),
         }
     }
@@ -266,11 +274,59 @@ impl WriteThrough {
         Ok((NamespaceReply::default(), gone_by(intent)))
     }
 
-    async fn rename(&self, intent: &Intent, op: &OpTwo) -> Result<(NamespaceReply, Gone), Failure> {
+    /// Where nothing was seen under the new name, the call may replace nothing: the look may have
+    /// missed what is there, or it came since, and its bytes would stay here for ever.
+    async fn rename(
+        &self,
+        partition: &Rc<Partition>,
+        number: Number,
+        intent: &Intent,
+        op: &OpTwo,
+    ) -> Result<(NamespaceReply, Gone), Failure> {
+        if op.flags != 0 || intent.victim.is_some() {
+            return self.rename_over(intent, op, op.flags).await;
+        }
+        let caller = &intent.request.credentials;
+        for _ in 0..LOOKS {
+            let flags = libc::RENAME_NOREPLACE;
+            match self.rename_over(intent, op, flags).await {
+                Err(failure) if failure.errno == libc::EEXIST => {}
+                // The backing file system does not know the flag.
+                Err(failure) if failure.errno == libc::EINVAL => {
+                    return self.rename_over(intent, op, op.flags).await;
+                }
+                result => return result,
+            }
+            match self.ours(self.parts.bfs.lookup(caller, &op.to, true).await).await {
+                Err(failure) if failure.errno == libc::ENOENT => {}
+                Err(failure) => return Err(failure),
+                Ok(found) => {
+                    let intent = Intent { victim: Some(found.binding), ..intent.clone() };
+                    let begin = SessionChange::Begin {
+                        sequence: number.1,
+                        acknowledged: ClientSequence(intent.request.acknowledged),
+                        intent: Box::new(intent.clone()),
+                    };
+                    return match self.log(partition, number.0, begin).await? {
+                        SessionOutcome::Done => self.rename_over(&intent, op, op.flags).await,
+                        _ => Err(Failure::new(Code::Busy, "it was begun otherwise")),
+                    };
+                }
+            }
+        }
+        Err(Failure::new(Code::Busy, "the new name comes and goes"))
+    }
+
+    async fn rename_over(
+        &self,
+        intent: &Intent,
+        op: &OpTwo,
+        flags: u32,
+    ) -> Result<(NamespaceReply, Gone), Failure> {
         let caller = &intent.request.credentials;
         let victim = intent.victim.as_ref().filter(|_| replaces(intent));
         let kept = self.keep_if_open(victim).await?;
-        let renamed = self.parts.bfs.rename(caller, &op.from, &op.to, op.flags).await;
+        let renamed = self.parts.bfs.rename(caller, &op.from, &op.to, flags).await;
         self.removed_or_unkept(intent, renamed, kept).await?;
         Ok((NamespaceReply::default(), gone_by(intent)))
     }

@@ -75,6 +75,15 @@ pub struct Intent {
     pub victim: Option<Binding>,
 }
 
+impl Intent {
+    /// True if `later` is this operation after a file was met under the new name of a rename where
+    /// nothing had been seen.
+    pub fn may_become(&self, later: &Self) -> bool {
+        let met = self.victim.is_none() && later.victim.is_some();
+        met && self.source == later.source && self.request == later.request
+    }
+}
+
 /// What an operation answered.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Answer {

@@ -145,6 +145,12 @@ impl SessionTable {
 fn apply_to(session: &mut Session, change: &SessionChange) -> SessionOutcome {
     match change {
         SessionChange::Begin { sequence, acknowledged, intent } => {
+            if let Some(Operation::Begun(begun)) = session.operations.get_mut(sequence)
+                && begun.may_become(intent)
+            {
+                begun.victim.clone_from(&intent.victim);
+                return SessionOutcome::Done;
+            }
             if session.closed {
                 return SessionOutcome::NoSession;
             }

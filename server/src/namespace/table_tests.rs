@@ -68,6 +68,25 @@ fn rule_8_an_operation_is_begun_once_and_its_answer_kept_until_it_is_acknowledge
 }
 
 #[test]
+fn rule_8_a_rename_may_meet_a_file_after_it_was_begun_and_nothing_else_may_change() {
+    let mut table = SessionTable::default();
+    apply(&mut table, open(1));
+    let begin_with = |intent: Intent| SessionChange::Begin {
+        sequence: ClientSequence(1),
+        acknowledged: ClientSequence(0),
+        intent: Box::new(intent),
+    };
+    let met = Intent { victim: Some(binding(2)), ..intent() };
+    let other = Intent { source: Some(binding(3)), ..met.clone() };
+    assert_eq!(apply(&mut table, begin_with(intent())), SessionOutcome::Done);
+    assert_eq!(apply(&mut table, begin_with(other)), SessionOutcome::Known);
+    assert_eq!(apply(&mut table, begin_with(met.clone())), SessionOutcome::Done);
+    assert_eq!(apply(&mut table, begin_with(met.clone())), SessionOutcome::Known);
+    let kept = table.get(SessionId(1)).and_then(|s| s.operation(ClientSequence(1)).cloned());
+    assert_eq!(kept, Some(Operation::Begun(Box::new(met))));
+}
+
+#[test]
 fn rule_8_what_is_in_doubt_outlives_acknowledgement_and_session() {
     let mut table = SessionTable::default();
     apply(&mut table, open(1));

@@ -31,7 +31,16 @@ pub struct WriteThrough {
     /// What is being done: a second request of the same number waits for the first.
     in_flight: RefCell<BTreeMap<Number, Notify>>,
     /// Answers of operations that are not logged.
-    answered: RefCell<BTreeMap<SessionId, BTreeMap<ClientSequence, Answer>>>,
+    answered: RefCell<BTreeMap<SessionId, Answers>>,
+}
+
+/// Answers of a session's operations that are not logged.
+#[derive(Default)]
+struct Answers {
+    /// Up to this one they have arrived, and are forgotten: a copy of such a request that comes
+    /// late must not be carried out, for what it met may have changed since.
+    acknowledged: ClientSequence,
+    kept: BTreeMap<ClientSequence, Answer>,
 }
 
 /// Marks an operation as being done.
@@ -91,7 +100,7 @@ impl WriteThrough {
             let state = partition.state();
             let session = state.sessions.get(number.0).ok_or_else(no_session)?;
             if number.1 <= session.acknowledged {
-                return Err(Failure::new(Code::Invalid, "this answer was acknowledged"));
+                return Err(was_acknowledged());
             }
             session.operation(number.1).cloned()
         };
@@ -107,8 +116,13 @@ impl WriteThrough {
         {
             let mut answered = self.answered.borrow_mut();
             let answers = answered.entry(number.0).or_default();
-            answers.retain(|sequence, _| *sequence > forget);
-            if let Some(answer) = answers.get(&number.1)
+            answers.acknowledged = answers.acknowledged.max(forget);
+            let acknowledged = answers.acknowledged;
+            answers.kept.retain(|sequence, _| *sequence > acknowledged);
+            if number.1 <= acknowledged {
+                return Err(was_acknowledged());
+            }
+            if let Some(answer) = answers.kept.get(&number.1)
                 && !planted::is(Planted::RetryTwice)
             {
                 return answer.clone().into();
@@ -136,7 +150,7 @@ impl WriteThrough {
     pub(super) fn remember(&self, number: Number, result: &Result<NamespaceReply, Failure>) {
         if let Some(answer) = final_answer(result) {
             let mut answered = self.answered.borrow_mut();
-            answered.entry(number.0).or_default().insert(number.1, answer);
+            answered.entry(number.0).or_default().kept.insert(number.1, answer);
         }
     }
 
@@ -243,6 +257,10 @@ pub(super) fn final_answer(result: &Result<NamespaceReply, Failure>) -> Option<A
 
 pub(super) fn no_session() -> Failure {
     Failure::new(Code::NoSession, "the session is not known here")
+}
+
+fn was_acknowledged() -> Failure {
+    Failure::new(Code::Invalid, "this answer was acknowledged")
 }
 
 fn is_read_only(op: Option<&NamespaceOp>) -> bool {

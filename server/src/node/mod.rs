@@ -31,7 +31,7 @@ use crate::context::Context;
 use crate::council::{Council, VoterError};
 use crate::files::FileService;
 use crate::namespace::SessionService;
-use crate::partition::PartitionHost;
+use crate::partition::{Partition, PartitionHost};
 use crate::residency::Residency;
 
 pub use format::{JoinPlan, Plan, Progress, format, join};
@@ -97,6 +97,11 @@ impl Node {
     /// Its part in the cluster.
     pub const fn council(&self) -> &Rc<Council> {
         &self.council
+    }
+
+    /// The partitions that this node serves, in order.
+    pub fn partitions(&self) -> impl Iterator<Item = Rc<Partition>> + use<> {
+        self.partitions.partitions()
     }
 
     /// Ends in good order, after the transport has been stopped: everything acknowledged is

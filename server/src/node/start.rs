@@ -28,6 +28,7 @@ use crate::files::FileService;
 use crate::namespace::{FindPartition, Namespace, SessionService, WriteThrough};
 use crate::partition::region_mutation::ProcessId;
 use crate::partition::{HostConfig, OnServe, PartitionHost, background, journal::Journal};
+use crate::planted::{self, Planted};
 use crate::residency::Residency;
 
 /// Usual lease of a session: several lost renewals, and a server that restarts.
@@ -277,7 +278,8 @@ async fn open_log(
 
 /// Options that refuse the log of other devices for what it is, before anything is replayed.
 pub(super) fn expecting(mut options: Options, superblocks: &[Superblock]) -> Options {
-    if let Some(first) = superblocks.first() {
+    let first = superblocks.first();
+    if let Some(first) = first.filter(|_| !planted::is(Planted::TrustAnyDevice)) {
         options.expect.cluster = Some(ClusterUuid(first.cluster.0));
         options.expect.nonce = Some(first.nonce);
     }
@@ -305,7 +307,7 @@ fn check_devices(
         let entry = map.device(superblock.device).filter(|entry| {
             entry.uuid == superblock.uuid.0 && entry.incarnation == superblock.incarnation.0
         });
-        if entry.is_none() {
+        if entry.is_none() && !planted::is(Planted::TrustAnyDevice) {
             let text = format!("{name} (UUID {}) is not in the cluster map", superblock.uuid);
             return Err(StartError::Devices(text));
         }

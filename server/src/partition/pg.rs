@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bb_proto::{Fid, PartitionId, PgBody, PgDescriptor, PgId, SessionId, Tick};
 
 use super::fragment_map::PgRef;
+use crate::planted::{self, Planted};
 
 /// What became of a group that is not on record (any more).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -378,7 +379,8 @@ impl PgTable {
         let Some(at) = self.reference(id) else { return };
         let Some(home) = &mut self.get_mut(at).home else { return };
         for entry in &mut home.participants {
-            entry.released |= entry.partition == participant;
+            entry.released |=
+                entry.partition == participant || planted::is(Planted::FreeAtFirstRelease);
         }
         self.check_references(at);
     }

@@ -20,6 +20,7 @@ use super::mutation::Mutation;
 use super::pg_mutation::{CommitRecord, CommitRefusal, PgMutation, PgOutcome};
 use super::region_mutation::{RegionId, RegionMutation};
 use super::table::{FileRecords, RegionTerms};
+use crate::planted::{self, Planted};
 
 /// How often a commit may find a region behind again: truncates that follow each other this fast
 /// are the caller's to sort out.
@@ -99,7 +100,8 @@ impl PartitionHost {
     /// not been logged.
     fn check_budget(&self, commit: &Commit) -> Result<(), Failure> {
         let wanted = commit.fragments.len() as u64 * super::region_table::FRAGMENT_BYTES;
-        if self.meter.memory_bytes() + wanted > self.config.metadata_bytes_max {
+        let enough = self.meter.memory_bytes() + wanted <= self.config.metadata_bytes_max;
+        if !enough && !planted::is(Planted::IgnoreBudget) {
             return Err(Failure::new(Code::NoSpace, "the memory for metadata is used up"));
         }
         Ok(())

@@ -83,7 +83,7 @@ fn simulated_with(world: &World, capacity_bytes: u64, head: &[u8]) -> World {
 }
 
 #[test]
-fn the_device_of_another_cluster_or_another_log_is_refused() {
+fn rule_5_the_device_of_another_cluster_or_another_log_is_refused() {
     formatted(1, 4, |world| async move {
         let found = open(&world).await.unwrap();
         let check = |cluster, nonce| found.check("data", &Expected { cluster, nonce });

@@ -84,7 +84,7 @@ fn a_restart_asks_only_about_what_was_not_confirmed() {
 }
 
 #[test]
-fn what_home_freed_stays_freed_after_a_power_cut() {
+fn rule_4_what_home_freed_stays_freed_after_a_power_cut() {
     formatted(3, 8, |world| async move {
         let process = world.start().await;
         let block = key(1, 0);

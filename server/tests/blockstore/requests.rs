@@ -66,7 +66,7 @@ fn a_block_that_arrives_damaged_changes_nothing() {
 }
 
 #[test]
-fn who_may_not_is_refused() {
+fn rule_17_who_may_not_is_refused() {
     formatted(4, 8, |world| async move {
         let process = world.start().await;
         let block = key(1, 0);
@@ -138,7 +138,7 @@ fn a_full_device_says_so_and_everything_else_goes_on() {
 }
 
 #[test]
-fn puts_at_the_same_time_share_a_flush_and_a_lone_one_needs_none() {
+fn rule_13_puts_at_the_same_time_share_a_flush_and_a_lone_one_needs_none() {
     formatted(6, 24, |world| async move {
         let process = Rc::new(world.start().await);
         let before = process.flushes();
@@ -233,7 +233,7 @@ fn rot_is_passed_on_with_the_checksum_that_shows_it() {
 }
 
 #[test]
-fn space_is_not_used_again_while_it_is_read() {
+fn rule_4_space_is_not_used_again_while_it_is_read() {
     formatted(10, 2, |world| async move {
         let process = Rc::new(world.start().await);
         // One chunk for clients: the block fills it.
@@ -253,7 +253,7 @@ fn space_is_not_used_again_while_it_is_read() {
 }
 
 #[test]
-fn freed_chunks_are_unmapped_when_nobody_needs_the_device() {
+fn rule_15_freed_chunks_are_unmapped_when_nobody_needs_the_device() {
     formatted(11, 8, |world| async move {
         let process = world.start().await;
         for sequence in 0..4 {
@@ -274,7 +274,7 @@ fn freed_chunks_are_unmapped_when_nobody_needs_the_device() {
 }
 
 #[test]
-fn a_restart_checks_only_what_may_be_torn() {
+fn rule_12_a_restart_checks_only_what_may_be_torn() {
     formatted(12, 24, |world| async move {
         let process = world.start().await;
         for sequence in 0..200 {

@@ -17,7 +17,18 @@ impl Worker {
         handle.flags & libc::O_ACCMODE != libc::O_RDONLY
     }
 
+    /// Around the borders of regions, so that groups have participants.
+    fn hot_extent(&self) -> (u64, usize) {
+        let border = self.draw(3) << 20;
+        let offset = (border + 4096 * self.draw(8)).saturating_sub(16_384);
+        let len = 4096 * (1 + self.draw(6)) - self.draw(2) * self.draw(4_000);
+        (offset, usize::try_from(len).unwrap_or(1))
+    }
+
     fn extent(&self) -> (u64, usize) {
+        if self.bench.family.is_hot() {
+            return self.hot_extent();
+        }
         let len = match self.draw(10) {
             0..=3 => 1 + self.draw(4_000),
             4..=7 => 1 + self.draw(40_000),

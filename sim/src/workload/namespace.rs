@@ -60,7 +60,7 @@ impl Worker {
         match self.process.client.open(path.as_bytes(), flags | create, 0o644).await {
             Ok(file) => {
                 bench.count("open", "ok");
-                bench.note(|| format!("c{} open {path} (f{id}) ok", actor.0));
+                bench.note(|| format!("c{} open {path} (f{id}) ok: {}", actor.0, file.fid()));
                 if let Some(cut) = cut {
                     bench.model.borrow_mut().durable(id, cut);
                 }
@@ -92,7 +92,7 @@ impl Worker {
         match self.process.client.open(path.as_bytes(), flags, 0o644).await {
             Ok(file) => {
                 bench.count("create", "ok");
-                bench.note(|| format!("c{} create {path} as f{id} ok", actor.0));
+                bench.note(|| format!("c{} create {path} as f{id} ok: {}", actor.0, file.fid()));
                 bench.names.set(slot, Some(id));
                 self.keep(id, file, flags, fresh);
                 guard.done();

@@ -44,11 +44,23 @@ impl World {
     /// # Errors
     /// Why it cannot connect.
     pub async fn connect(&self, options: ClientOptions) -> Result<Rc<ClientProcess>, String> {
+        self.connect_with(options, POOL_BYTES).await
+    }
+
+    /// The same, with so much memory.
+    ///
+    /// # Errors
+    /// Why it cannot connect.
+    pub async fn connect_with(
+        &self,
+        options: ClientOptions,
+        pool_bytes: usize,
+    ) -> Result<Rc<ClientProcess>, String> {
         let number = self.clients.get() + 1;
         self.clients.set(number);
         let rt = self.rt.new_domain();
         let name = format!("client{number}");
-        let pool = BufPool::new(POOL_BYTES, false).map_err(|error| error.to_string())?;
+        let pool = BufPool::new(pool_bytes, false).map_err(|error| error.to_string())?;
         let identity = Identity {
             role: Role::Client,
             host: name.as_str().into(),

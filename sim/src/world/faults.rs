@@ -40,6 +40,15 @@ pub struct FaultTally {
 
 /// Network of a family.
 pub fn network(family: Family) -> SimNetConfig {
+    if family == Family::Hot {
+        return SimNetConfig {
+            latency_max: Duration::from_millis(2),
+            duplicate_ppm: 30_000,
+            late_ppm: 10_000,
+            late_max: Duration::from_secs(3),
+            ..SimNetConfig::calm()
+        };
+    }
     if family.rough_network() {
         SimNetConfig {
             late_max: Duration::from_secs(4),

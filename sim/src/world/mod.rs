@@ -94,6 +94,8 @@ pub struct World {
     life: RefCell<Option<Rc<Life>>>,
     /// What happened to processes.
     pub tally: RefCell<FaultTally>,
+    /// Memory for metadata of server processes from now on, in bytes.
+    pub metadata_bytes_max: Cell<u64>,
     /// Client processes so far, for their names.
     clients: Cell<u64>,
     /// Since when a start fails, and why.
@@ -117,6 +119,7 @@ impl World {
             address: Address::from(SERVER),
             life: RefCell::default(),
             tally: RefCell::default(),
+            metadata_bytes_max: Cell::new(64 << 20),
             clients: Cell::new(0),
             mistake: RefCell::default(),
             setup,

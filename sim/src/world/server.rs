@@ -142,7 +142,7 @@ impl World {
                 ask_interval: Duration::from_secs(2),
                 ..HostConfig::default()
             },
-            metadata_bytes_max: 64 << 20,
+            metadata_bytes_max: self.metadata_bytes_max.get(),
             plan: bb_cluster::PlanLimits::default(),
         };
         let node = Node::start(rt, parts, &|_, _| {}).await.map_err(|error| text(&error))?;

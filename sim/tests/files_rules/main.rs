@@ -1,5 +1,6 @@
 //! Directed tests of DESIGN.md's rules 7, 8, 10 and 11 as far as files and names go.
 
+mod late;
 mod world;
 
 use std::rc::Rc;

@@ -20,7 +20,8 @@ use crate::context::Shared;
 use crate::partition::host::{HostConfig, HostEnv, PartitionHost};
 use crate::partition::journal::{FrameTicket, Journal, JournalFuture, Ticket};
 use crate::partition::pg_mutation::PgMutation;
-use crate::partition::{Council, Mutation, PartitionReplay, Replica};
+use crate::partition::snapshot::encode_snapshot;
+use crate::partition::{Council, Mutation, PartitionReplay, PartitionState};
 
 pub const PARTITIONS: u32 = 4;
 
@@ -302,6 +303,18 @@ impl World {
         self.change(|_| {});
         let rt = self.rt.new_domain();
         let disk = self.disks[&node].clone();
+        if incarnation == 1 {
+            // Those of the first map are born with it.
+            let mut entries = disk.entries.borrow_mut();
+            for (id, entry) in self.map.borrow().numbered() {
+                if entry.members().any(|member| member == node.0) {
+                    let empty = PartitionState::new(PartitionId(id));
+                    let bytes = encode_snapshot(&empty, std::iter::empty());
+                    entries.push((PartitionId(id), Kept::Snapshot(bytes.into())));
+                }
+            }
+            disk.durable.set(entries.len());
+        }
         let mut replay = PartitionReplay::new();
         for (partition, kept) in &*disk.entries.borrow() {
             match kept {
@@ -322,14 +335,7 @@ impl World {
         };
         let journal: Rc<dyn Journal> = Rc::new(Log(Rc::new(MemoryLog { rt: rt.clone(), disk })));
         let config = HostConfig { serve_at_once: false, ..HostConfig::default() };
-        let mut replicas = replay.finish();
-        if incarnation == 1 {
-            // Those of the first map are born with it.
-            let members = map.numbered().filter(|(_, entry)| entry.members().any(|n| n == node.0));
-            replicas
-                .extend(members.map(|(id, _)| (PartitionId(id), Replica::born(PartitionId(id)))));
-        }
-        let host = PartitionHost::new(env, &journal, config, replicas);
+        let host = PartitionHost::new(env, &journal, config, replay.finish());
         let council = Rc::new(Leader { world: Rc::downgrade(self), of: node });
         host.join(council, Box::new(|_| {}));
         host.follow_map(true);
