@@ -115,9 +115,6 @@ impl Client {
         if planted == crate::Planted::TrustCrc {
             self.inner.io.plant_trust_crcs();
         }
-        if planted == crate::Planted::TakeBuffersPiecemeal {
-            self.inner.io.plant_piecemeal();
-        }
     }
 
     /// Blocks that were read by reconstruction so far.

@@ -9,8 +9,6 @@ pub enum Planted {
     TrustCrc,
     /// Sends a commit while an earlier overlapping one has no outcome yet (rule 3).
     SkipReorderWait,
-    /// Operations hold some buffers and wait for more (rule 14).
-    TakeBuffersPiecemeal,
     /// Returns from fsync before the participants have acknowledged.
     FsyncBeforeCommit,
 }

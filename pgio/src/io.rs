@@ -63,8 +63,6 @@ pub struct PgIo {
     taking: Semaphore,
     #[cfg(feature = "planted")]
     pub(crate) trust_crcs: Rc<std::cell::Cell<bool>>,
-    #[cfg(feature = "planted")]
-    piecemeal: Rc<std::cell::Cell<bool>>,
 }
 
 /// First wait after a refusal or a lost connection; doubles up to [`BACK_OFF_MAX`].
@@ -90,8 +88,6 @@ impl PgIo {
             taking: Semaphore::new(1),
             #[cfg(feature = "planted")]
             trust_crcs: Rc::default(),
-            #[cfg(feature = "planted")]
-            piecemeal: Rc::default(),
         }
     }
 
@@ -101,23 +97,9 @@ impl PgIo {
         self.trust_crcs.set(true);
     }
 
-    /// Deliberate error: operations that hold some buffers wait for more, all at once.
-    #[cfg(feature = "planted")]
-    pub fn plant_piecemeal(&self) {
-        self.piecemeal.set(true);
-    }
-
     /// Waits for buffers of these sizes, all of them. The caller must hold no other buffer that it
     /// would only give back after this.
     pub async fn take_buffers(&self, sizes: &[usize]) -> Vec<BufMut> {
-        #[cfg(feature = "planted")]
-        if self.piecemeal.get() {
-            let mut taken = Vec::new();
-            for size in sizes {
-                taken.push(self.pool.alloc(*size).await);
-            }
-            return taken;
-        }
         let _one_at_a_time = self.taking.acquire(1).await;
         let mut taken = Vec::with_capacity(sizes.len());
         for size in sizes {

@@ -14,3 +14,4 @@ pub mod node;
 pub mod partition;
 pub mod planted;
 pub mod residency;
+mod rights;

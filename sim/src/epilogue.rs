@@ -7,7 +7,9 @@ use std::time::Duration;
 use bb_client::{ClientOptions, File};
 use bb_nvme::FaultRates;
 use bb_proto::meta::{Lookup, Residency, encode};
-use bb_proto::{Capability, Code, DeviceId, GetBlock, Kind, PgId, Rights, ServiceClass, SessionId};
+use bb_proto::{
+    Capability, Code, DeviceId, GetBlock, Kind, PartitionId, PgId, Rights, ServiceClass, SessionId,
+};
 use bb_runtime::BufPool;
 use bb_transport::{CallError, Outgoing};
 
@@ -363,6 +365,7 @@ async fn intruder(world: &Rc<World>) -> Result<(), String> {
     let process = connect(world, 8 << 20).await?;
     let context = world.node().ok_or("no node")?.context().shared.clone();
     let (address, incarnation) = context.driver(DeviceId(1)).ok_or("no device 1")?;
+    let config = context.map().partition(PartitionId(0)).ok_or("no partition 0")?.config;
     let pool = BufPool::new(1 << 20, false).map_err(text)?;
     for rights in [Rights(0), Rights::WRITE, Rights::SERVER] {
         let session = SessionId(0);
@@ -381,7 +384,8 @@ async fn intruder(world: &Rc<World>) -> Result<(), String> {
             .to(1, incarnation)
             .with_sink(pool.alloc(4096).await);
         let look = encode(&Lookup { capability: (&capability).into(), offset: 0, len: 1 });
-        let map = Outgoing::new(Kind::Lookup, ServiceClass::Client, second, look).to(0, 1);
+        let map = Outgoing::new(Kind::Lookup, ServiceClass::Client, second, look);
+        let map = map.to(0, config);
         for (what, request) in [("a block", block), ("a fragment map", map)] {
             match process.caller.call(&address, request).await {
                 Err(CallError::Refused(failure, _)) if failure.kind() == Code::Denied => {}

@@ -3,13 +3,12 @@
 use std::rc::Rc;
 
 use bb_proto::meta::{Done, FreeBlocks, decode, encode};
-use bb_proto::{
-    Capability, Code, DecodeError, Failure, GetBlock, Kind, MEMBERS_MAX, PutBlock, Rights,
-};
-use bb_transport::{Incoming, Response, Role};
+use bb_proto::{Code, DecodeError, Failure, GetBlock, Kind, MEMBERS_MAX, PutBlock};
+use bb_transport::{Incoming, Response};
 
 use super::BlockStore;
 use super::table::BlockKey;
+use crate::rights::{check_claim, check_server};
 
 impl BlockStore {
     /// Answers a request that addresses this device.
@@ -21,7 +20,7 @@ impl BlockStore {
         match request.header.kind {
             Kind::PutBlock => {
                 let put = PutBlock::decode(&request.body).map_err(malformed)?;
-                check_server(&put.capability, request.peer.role)?;
+                check_claim(&put.capability, &request.peer)?;
                 let payload =
                     request.payload.ok_or_else(|| Failure::new(Code::Invalid, "no payload"))?;
                 self.handle_put(put, payload, request.header.class).await?;
@@ -29,28 +28,18 @@ impl BlockStore {
             }
             Kind::GetBlock => {
                 let get = GetBlock::decode(&request.body).map_err(malformed)?;
-                check_server(&get.capability, request.peer.role)?;
+                check_claim(&get.capability, &request.peer)?;
                 self.handle_get(&get).await
             }
             Kind::FreeBlocks => {
                 // It carries no capability: only home partitions decide.
-                if request.peer.role != Role::Server {
-                    return Err(Failure::new(Code::Denied, "only servers free blocks"));
-                }
+                check_server(&request.peer)?;
                 self.handle_free(names(&decode(&request.body)?)?).await?;
                 Ok(Response::body(encode(&Done {})))
             }
             kind => Err(Failure::new(Code::Invalid, format!("{kind:?} is not for a device"))),
         }
     }
-}
-
-/// Nobody gives itself the rights of a server (rule 17).
-fn check_server(capability: &Capability, role: Role) -> Result<(), Failure> {
-    if !capability.rights.allows(Rights::SERVER) || role == Role::Server {
-        return Ok(());
-    }
-    Err(Failure::new(Code::Denied, "only servers have the rights of servers"))
 }
 
 fn malformed(error: DecodeError) -> Failure {

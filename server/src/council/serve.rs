@@ -10,10 +10,11 @@ use bb_proto::cluster::{
 };
 use bb_proto::meta::{Done, GetMap, GetMapReply, decode, encode};
 use bb_proto::{Code, Failure, Kind, PartitionId};
-use bb_transport::{Incoming, Response, Role};
+use bb_transport::{Incoming, Response};
 
 use super::Council;
 use super::voter::Voter;
+use crate::rights::check_server;
 
 impl Council {
     /// Answers a request about the cluster.
@@ -25,9 +26,7 @@ impl Council {
         if request.header.kind == Kind::GetMap {
             return Ok(Response::body(encode(&self.get_map(decode(body)?))));
         }
-        if request.peer.role != Role::Server {
-            return Err(Failure::new(Code::Denied, "only servers ask this"));
-        }
+        check_server(&request.peer)?;
         let answer = match request.header.kind {
             Kind::Raft => {
                 self.take_votes(&decode(body)?);

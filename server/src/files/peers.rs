@@ -6,7 +6,7 @@ use std::time::Duration;
 use bb_proto::meta::{Binding, Done, decode, encode};
 use bb_proto::{Code, Failure, Fid, Kind, PartitionId, RegionIndex, ServiceClass, partition_of};
 use bb_runtime::Rt;
-use bb_transport::{CallError, Caller, Outgoing, Peer, Role};
+use bb_transport::{CallError, Caller, Outgoing};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::bfs::{Bfs, BfsError};
@@ -176,17 +176,5 @@ pub fn refusal(error: &BfsError) -> Failure {
         BfsError::Errno(libc::ESTALE) => Failure::new(Code::StaleFile, "the file is gone"),
         BfsError::Errno(errno) => Failure::errno(*errno, ""),
         BfsError::Unavailable(why) => Failure::new(Code::BfsUnavailable, why.clone()),
-    }
-}
-
-/// Only servers may ask this.
-///
-/// # Errors
-/// [`Code::Denied`].
-pub fn check_server(peer: &Peer) -> Result<(), Failure> {
-    if peer.role == Role::Server {
-        Ok(())
-    } else {
-        Err(Failure::new(Code::Denied, "only servers ask this"))
     }
 }

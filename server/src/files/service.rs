@@ -16,12 +16,13 @@ use bb_proto::{
 use bb_transport::{Incoming, Peer, Response};
 
 use super::opens::{FileLocks, Open, Opens};
-use super::peers::{Parts, check_server, fid_of, refusal};
+use super::peers::{Parts, fid_of, refusal};
 use super::record::{FileRecord, HandleKey, RUN_REGIONS};
 use super::{FILE_BYTES_MAX, FileChange, FileMutation, FileOutcome, FileRefusal};
 use crate::bfs::confirmed;
 use crate::partition::table::FileRecords;
 use crate::partition::{Mutation, Partition};
+use crate::rights::{check_capability, check_server};
 
 /// The files of this node's partitions.
 pub struct FileService {
@@ -378,21 +379,6 @@ pub(super) fn stale() -> Failure {
 /// The session that holds the file open is over: its client opens another.
 fn session_ended() -> Failure {
     Failure::new(Code::NoSession, "the session has ended")
-}
-
-/// Rule 17. What only servers hold is believed to servers only.
-pub(super) fn check_capability(
-    capability: &Capability,
-    wanted: Rights,
-    peer: &Peer,
-) -> Result<(), Failure> {
-    if capability.rights.allows(Rights::SERVER) {
-        check_server(peer)
-    } else if capability.rights.allows(wanted) {
-        Ok(())
-    } else {
-        Err(Failure::new(Code::Denied, "the capability does not permit this"))
-    }
 }
 
 fn why(refused: FileRefusal) -> Failure {

@@ -8,10 +8,11 @@ use bb_transport::Peer;
 
 use super::peers::refusal;
 use super::record::FileRecord;
-use super::service::{FileService, check_capability, stale};
+use super::service::{FileService, stale};
 use super::{FileChange, FileOutcome};
 use crate::bfs::{BfsError, confirmed};
 use crate::partition::Partition;
+use crate::rights::check_capability;
 
 impl FileService {
     pub(super) async fn truncate(

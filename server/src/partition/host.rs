@@ -8,11 +8,11 @@ use std::time::Duration;
 use bb_cluster::PartitionEntry;
 use bb_proto::meta::encode;
 use bb_proto::{
-    Capability, Code, ConfigNumber, Failure, Fid, Header, Kind, NodeId, PartitionId, PgId,
-    RegionIndex, Rights, ServiceClass, Tick, partition_of,
+    Code, ConfigNumber, Failure, Fid, Header, Kind, NodeId, PartitionId, PgId, RegionIndex,
+    ServiceClass, Tick, partition_of,
 };
 use bb_runtime::{BufPool, Rt};
-use bb_transport::{Address, Answer, CallError, Caller, Incoming, Outgoing, Peer, Response, Role};
+use bb_transport::{Address, Answer, CallError, Caller, Incoming, Outgoing, Response, Role};
 
 use super::engine::{Meter, Outbox, Partition, not_primary};
 use super::fragment_map::Counts;
@@ -24,7 +24,6 @@ use super::role::Phase;
 use super::senders::{Council, NoCouncil, Senders};
 use super::serve_replica::IncomingSnapshots;
 use crate::context::{Context, Shared};
-use crate::planted::{self, Planted};
 
 /// Settings of the partitions of a node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -325,31 +324,6 @@ impl PartitionHost {
     ) -> Result<Answer, CallError> {
         let request = Outgoing::new(kind, class, self.config.call_deadline, encode(message));
         self.env.caller.call(address, request.to(target, fence)).await
-    }
-}
-
-/// Only servers may ask this.
-pub(super) fn check_server(peer: &Peer) -> Result<(), Failure> {
-    if peer.role == Role::Server {
-        Ok(())
-    } else {
-        Err(Failure::new(Code::Denied, "only servers ask this"))
-    }
-}
-
-/// Checks a capability (rule 17). What only servers hold is believed to servers only.
-pub(super) fn check_capability(
-    capability: &Capability,
-    wanted: Rights,
-    peer: &Peer,
-) -> Result<(), Failure> {
-    if capability.rights.allows(Rights::SERVER) {
-        return check_server(peer);
-    }
-    if capability.rights.allows(wanted) || planted::is(Planted::IgnoreCapability) {
-        Ok(())
-    } else {
-        Err(Failure::new(Code::Denied, "the capability does not permit this"))
     }
 }
 

@@ -15,12 +15,13 @@ use bb_transport::{CallError, Incoming, Response};
 
 use super::apply_commit::{Verdict, region_of};
 use super::engine::Partition;
-use super::host::{PartitionHost, check_capability, class_of};
+use super::host::{PartitionHost, class_of};
 use super::mutation::Mutation;
 use super::pg_mutation::{CommitRecord, CommitRefusal, PgMutation, PgOutcome};
 use super::region_mutation::{RegionId, RegionMutation};
 use super::table::{FileRecords, RegionTerms};
 use crate::planted::{self, Planted};
+use crate::rights::check_capability;
 
 /// How often a commit may find a region behind again: truncates that follow each other this fast
 /// are the caller's to sort out.

@@ -10,12 +10,13 @@ use bb_proto::{Capability, Code, Failure, PartitionId, PgId, Rights, ServiceClas
 use bb_transport::{Incoming, Response};
 
 use super::engine::Partition;
-use super::host::{PartitionHost, check_capability, check_server, class_of};
+use super::host::{PartitionHost, class_of};
 use super::mutation::Mutation;
 use super::pg::Fate;
 use super::pg_mutation::{PgMutation, PgOutcome};
 use super::state::PartitionState;
 use crate::planted::{self, Planted};
+use crate::rights::{check_capability, check_server};
 
 const UNKNOWN: u32 = 0;
 const COMMITTED: u32 = 1;

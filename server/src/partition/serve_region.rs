@@ -12,11 +12,12 @@ use bb_transport::{Incoming, Response};
 
 use super::engine::Partition;
 use super::fragment_map::{PgRef, Place};
-use super::host::{PartitionHost, check_capability, check_server, class_of};
+use super::host::{PartitionHost, class_of};
 use super::mutation::Mutation;
 use super::region::Region;
 use super::region_mutation::{RegionId, RegionMutation, RegionOutcome, RegionRefusal};
 use super::state::PartitionState;
+use crate::rights::{check_capability, check_server};
 
 /// Bytes of a page of a lookup, as estimated: well below the longest body.
 const PAGE_BYTES: usize = 512 << 10;

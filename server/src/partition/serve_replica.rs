@@ -13,8 +13,9 @@ use bb_proto::{Code, ConfigNumber, Failure, Kind, PartitionId, ServiceClass};
 use bb_transport::{Incoming, Response};
 
 use super::engine::Partition;
-use super::host::{PartitionHost, check_server};
+use super::host::PartitionHost;
 use super::record::Record;
+use crate::rights::check_server;
 
 /// Bytes of records in one answer to `FetchTail`, about.
 const FETCH_BYTES: usize = 512 << 10;

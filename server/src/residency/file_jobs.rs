@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::rights::check_capability;
 use bb_proto::meta::{
     FileOperation, OperationState, OperationStatus, Residency as Kind, decode, encode,
 };
@@ -13,7 +14,7 @@ use bb_proto::{
 };
 use bb_runtime::Instant;
 use bb_runtime::sync::Notify;
-use bb_transport::{Incoming, Response, Role};
+use bb_transport::{Incoming, Response};
 
 use super::Residency;
 use crate::context::Shared;
@@ -196,11 +197,7 @@ impl Residency {
         // Who may read may move bytes; who may write may throw some away.
         let throws_away = residency == Kind::PurgeDirty || force != Force::Stop;
         let rights = if throws_away { Rights::WRITE } else { Rights::READ };
-        let from_server = request.peer.role == Role::Server;
-        let believed = !capability.rights.allows(Rights::SERVER) || from_server;
-        if !believed || !capability.rights.allows(rights) {
-            return Err(Failure::new(Code::Denied, "the capability does not permit this"));
-        }
+        check_capability(&capability, rights, &request.peer)?;
         if self.parts.partition_of(capability.fid, RegionIndex(0)) != partition.id() {
             return Err(invalid("the file belongs to another partition"));
         }

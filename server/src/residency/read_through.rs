@@ -3,12 +3,13 @@
 
 use std::rc::Rc;
 
+use crate::rights::check_capability;
 use bb_erasure::crc32c;
 use bb_proto::meta::{Binding, FileStat, FileState, ReadThrough, ReadThroughReply, decode, encode};
 use bb_proto::{
     Capability, Code, Failure, Fid, Kind, PAYLOAD_BYTES_MAX, RegionIndex, Rights, TruncateEpoch,
 };
-use bb_transport::{Incoming, Response, Role};
+use bb_transport::{Incoming, Response};
 
 use super::{Residency, failures};
 use crate::partition::Partition;
@@ -31,11 +32,7 @@ impl Residency {
     ) -> Result<Response, Failure> {
         let wanted: ReadThrough = decode(&request.body)?;
         let capability = Capability::from(&wanted.capability);
-        let from_server = request.peer.role == Role::Server;
-        let believed = !capability.rights.allows(Rights::SERVER) || from_server;
-        if !believed || !capability.rights.allows(Rights::READ) {
-            return Err(Failure::new(Code::Denied, "the capability does not permit this"));
-        }
+        check_capability(&capability, Rights::READ, &request.peer)?;
         let invalid = |why: &str| Failure::new(Code::Invalid, why);
         if wanted.len == 0 || wanted.len > PAYLOAD_BYTES_MAX {
             return Err(invalid("a read has from 1 byte to one payload"));

@@ -3,9 +3,10 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::rights::check_server;
 use bb_proto::meta::{RegionOperation, RegionOperationReply, Residency as Kind, decode, encode};
 use bb_proto::{Code, Failure, partition_of};
-use bb_transport::{Incoming, Response, Role};
+use bb_transport::{Incoming, Response};
 
 use super::order::{Job, Order};
 use super::{Residency, failures};
@@ -27,9 +28,7 @@ impl Residency {
         partition: Rc<Partition>,
         request: &Incoming,
     ) -> Result<Response, Failure> {
-        if request.peer.role != Role::Server {
-            return Err(Failure::new(Code::Denied, "only servers ask this"));
-        }
+        check_server(&request.peer)?;
         let wanted: RegionOperation = decode(&request.body)?;
         let order = Order::new(&wanted)?;
         let count = self.ctx.shared.map().partition_count();
