@@ -173,7 +173,12 @@ impl Attempt<'_> {
             Some(all) => all,
             None => {
                 let sizes = vec![bytes; need + missing.len()];
-                self.io.try_buffers(&sizes).ok_or(Stop::Buffers)?
+                match self.io.try_buffers(&sizes) {
+                    Some(all) => all,
+                    #[cfg(feature = "planted")]
+                    None if self.io.hold_and_wait.get() => self.io.take_buffers(&sizes).await,
+                    None => return Err(Stop::Buffers),
+                }
             }
         };
         let mut outputs = buffers.split_off(buffers.len() - missing.len());

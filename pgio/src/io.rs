@@ -63,6 +63,8 @@ pub struct PgIo {
     taking: Semaphore,
     #[cfg(feature = "planted")]
     pub(crate) trust_crcs: Rc<std::cell::Cell<bool>>,
+    #[cfg(feature = "planted")]
+    pub(crate) hold_and_wait: Rc<std::cell::Cell<bool>>,
 }
 
 /// First wait after a refusal or a lost connection; doubles up to [`BACK_OFF_MAX`].
@@ -88,6 +90,8 @@ impl PgIo {
             taking: Semaphore::new(1),
             #[cfg(feature = "planted")]
             trust_crcs: Rc::default(),
+            #[cfg(feature = "planted")]
+            hold_and_wait: Rc::default(),
         }
     }
 
@@ -95,6 +99,12 @@ impl PgIo {
     #[cfg(feature = "planted")]
     pub fn plant_trust_crcs(&self) {
         self.trust_crcs.set(true);
+    }
+
+    /// Deliberate error: an operation that holds blocks waits for buffers for the others.
+    #[cfg(feature = "planted")]
+    pub fn plant_hold_and_wait(&self) {
+        self.hold_and_wait.set(true);
     }
 
     /// Waits for buffers of these sizes, all of them. The caller must hold no other buffer that it
