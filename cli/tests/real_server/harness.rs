@@ -252,6 +252,15 @@ pub fn free_address() -> String {
     listener.local_addr().expect("an address").to_string()
 }
 
+/// Makes a file of these bytes in the buffer, durably.
+pub fn write(client: &Client, path: &str, data: &[u8]) -> Result<(), bb_client::Error> {
+    let file = client.open(path.as_bytes(), libc::O_WRONLY | libc::O_CREAT, 0o644)?;
+    let written = file.pwrite(data, 0);
+    let synced = written.and_then(|_| file.fsync());
+    let closed = file.close();
+    synced.and(closed)
+}
+
 /// Whole contents of a file in the buffer.
 pub fn read(client: &Client, path: &str) -> Vec<u8> {
     let file = client.open(path.as_bytes(), libc::O_RDONLY, 0).expect("opens");
