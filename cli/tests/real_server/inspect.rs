@@ -44,7 +44,7 @@ fn real_log_of_a_killed_server_is_shown_and_not_changed() {
     let owners = |name: &str| streams.iter().filter(|s| s["owner"] == name).count();
     assert_eq!((owners("map"), owners("device"), owners("unknown")), (1, 4, 0), "{text}");
     assert!(owners("partition") > 0, "{text}");
-    for kind in ["map", "put", "pg commit", "file meet", "session open"] {
+    for kind in ["votes", "node", "put", "pg commit", "file meet", "session open"] {
         assert!(report["kinds"][kind]["records"].as_u64() > Some(0), "{kind}: {text}");
     }
     assert!(report["replay"]["WouldSucceed"]["partitions"].as_u64() > Some(0), "{text}");

@@ -21,7 +21,7 @@ use crate::context::Stream;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "owner", content = "number")]
 pub enum Owner {
-    /// The node: cluster map, tick, incarnation.
+    /// Votes on the cluster map.
     Map,
     /// What the node knows of itself.
     Node,
