@@ -433,6 +433,23 @@ path = "/scratch"
     }
 
     #[test]
+    fn the_example_is_good_also_with_its_defaults_written_out() {
+        let example = include_str!("../../docs/bb.conf");
+        let config = Config::parse(example).expect("good");
+        assert!(config.cluster.join.is_empty() && config.node.restart);
+        // Comments of one `#` and a key are settings.
+        let is_setting = |line: &str| line.contains(" = ") && !line.contains("join");
+        let all: Vec<&str> = example
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|rest| is_setting(rest)).unwrap_or(line))
+            .collect();
+        let written = Config::parse(&all.join("\n")).expect("good");
+        assert_eq!(written.node, config.node);
+        assert_eq!(written.cluster, config.cluster);
+        assert_eq!(written.bfs, config.bfs);
+    }
+
+    #[test]
     fn every_error_is_reported_with_its_line() {
         let bad = GOOD
             .replace("127.0.0.1:7400", "nowhere")
