@@ -26,6 +26,7 @@ mod tcp;
 mod writeback;
 
 pub use bb_cluster::{ClusterMap, DeviceState, NodeState};
+pub use bb_pgio::PgStats;
 pub use client::Client;
 pub use error::{Error, Result};
 pub use file::File;

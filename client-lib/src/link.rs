@@ -13,6 +13,7 @@ use bb_runtime::{Buf, BufPool, Rt, sync::Notify};
 use bb_transport::{Address, Answer, CallError, Caller, Outgoing, Vitals};
 
 use crate::error::{Error, Result};
+use crate::options::ClientOptions;
 
 /// Longest wait for the map from one server.
 const MAP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -36,6 +37,7 @@ struct Inner {
     answers: RefCell<Option<Address>>,
     request_timeout: Duration,
     command_timeout: Duration,
+    slice: Option<Rc<str>>,
 }
 
 /// What to ask of a partition.
@@ -63,7 +65,7 @@ impl Link {
         pool: BufPool,
         caller: Rc<dyn Caller>,
         seeds: Vec<Address>,
-        timeouts: (Duration, Duration),
+        options: &ClientOptions,
     ) -> Result<Self> {
         let link = Self(Rc::new(Inner {
             rt,
@@ -75,8 +77,9 @@ impl Link {
             refreshing: Cell::new(false),
             refreshed: Notify::new(),
             answers: RefCell::default(),
-            request_timeout: timeouts.0,
-            command_timeout: timeouts.1,
+            request_timeout: options.request_timeout,
+            command_timeout: options.command_timeout,
+            slice: options.slice.as_deref().map(Rc::from),
         }));
         let give_up = link.give_up();
         for attempt in 0.. {
@@ -339,5 +342,9 @@ impl bb_pgio::View for Link {
     fn refresh(&self) -> Pin<Box<dyn Future<Output = ()>>> {
         let link = self.clone();
         Box::pin(async move { link.refresh_map().await })
+    }
+
+    fn slice(&self) -> Option<Rc<str>> {
+        self.0.slice.clone()
     }
 }

@@ -1,16 +1,19 @@
 //! What reading and writing have in common: the cluster, memory, limits.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bb_cluster::ClusterMap;
+use bb_cluster::{Candidate, ClusterMap, DeviceState, layout_over};
+use bb_erasure::Geometry;
 use bb_proto::{DeviceId, NodeId, PartitionId, ServiceClass};
 use bb_runtime::{BufMut, BufPool, Rt, sync::Semaphore};
 use bb_transport::{Address, CallError, Caller, Vitals};
 
-use crate::devices::Devices;
+use crate::budget::Budget;
+use crate::devices::{Devices, Why};
 
 /// What the owner of a [`PgIo`] knows of the cluster.
 pub trait View {
@@ -20,6 +23,10 @@ pub trait View {
     fn seen(&self, vitals: Vitals);
     /// Fetches the map again; done when the attempt has ended.
     fn refresh(&self) -> Pin<Box<dyn Future<Output = ()>>>;
+    /// The slice that is written to; `None` for all. Everything is read from everywhere.
+    fn slice(&self) -> Option<Rc<str>> {
+        None
+    }
 }
 
 /// How long to wait for what.
@@ -49,6 +56,37 @@ impl Default for Limits {
     }
 }
 
+/// What was done so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PgStats {
+    /// Requests for chunks of blocks, extra ones not counted.
+    pub gets: u64,
+    /// Reads that asked others because a member was late.
+    pub hedges: u64,
+    /// Extra requests that these sent.
+    pub hedge_gets: u64,
+    /// Hedged reads that ended before the member had answered.
+    pub hedges_won: u64,
+    /// Blocks that were computed from others.
+    pub reconstructed: u64,
+    /// Requests to write a block, extra ones not counted.
+    pub puts: u64,
+    /// Blocks that were written to another device because the first refused or did not answer.
+    pub puts_replaced: u64,
+    /// Extra requests of these, while the first was late.
+    pub hedge_puts: u64,
+}
+
+/// Where requests to a device go.
+pub(crate) enum Place {
+    /// To this address, with this incarnation to fence with.
+    At(Address, u64),
+    /// Nowhere now: its node is down, and may come back with it.
+    Away,
+    /// Nowhere: it was given up.
+    Gone,
+}
+
 /// Reads and writes parity groups. Cheap to clone.
 #[derive(Clone)]
 pub struct PgIo {
@@ -58,6 +96,9 @@ pub struct PgIo {
     pub(crate) view: Rc<dyn View>,
     pub(crate) limits: Limits,
     pub(crate) devices: Rc<Devices>,
+    pub(crate) late_reads: Rc<Budget>,
+    pub(crate) late_puts: Rc<Budget>,
+    pub(crate) stats: Rc<Cell<PgStats>>,
     /// Held while an operation takes its buffers. Only one operation at a time holds some and waits
     /// for more; those that hold all of theirs end without taking another (rule 14).
     taking: Semaphore,
@@ -85,6 +126,9 @@ impl PgIo {
             view,
             limits,
             devices: Rc::default(),
+            late_reads: Rc::default(),
+            late_puts: Rc::default(),
+            stats: Rc::default(),
             taking: Semaphore::new(1),
             #[cfg(feature = "planted")]
             trust_crcs: Rc::default(),
@@ -113,15 +157,50 @@ impl PgIo {
         sizes.iter().map(|size| self.pool.try_alloc(*size)).collect()
     }
 
-    /// The address of a device's node and the incarnation to fence with; `None` where the map says
-    /// that it is gone or failed.
-    pub(crate) fn place(&self, device: DeviceId) -> Option<(Address, u64)> {
+    /// Figures.
+    pub fn stats(&self) -> PgStats {
+        self.stats.get()
+    }
+
+    pub(crate) fn count(&self, change: impl FnOnce(&mut PgStats)) {
+        let mut stats = self.stats.get();
+        change(&mut stats);
+        self.stats.set(stats);
+    }
+
+    /// The geometry of a group that is written now: N shrinks where nodes (or devices) are missing,
+    /// refuse or do not answer, K stays. `None` where not even 1+K are there.
+    pub fn usable_geometry(&self, wanted: Geometry) -> Option<Geometry> {
+        let (map, now) = (self.view.map(), self.rt.now());
+        let all = self.candidates();
+        let well: Vec<Candidate> =
+            all.iter().copied().filter(|c| !self.devices.is_avoided(&map, c.device, now)).collect();
+        let small = |n: usize| u8::try_from(n).unwrap_or(u8::MAX);
+        let (data, parity) = (small(wanted.data()), small(wanted.parity()));
+        let full = layout_over(data, parity, &all)?;
+        // Never at the price of blocks that share a node.
+        let now = layout_over(data, parity, &well).filter(|now| now.apart == full.apart);
+        Geometry::new(now.unwrap_or(full).data, parity).ok()
+    }
+
+    /// The devices that may take blocks, with what is known of them.
+    pub(crate) fn candidates(&self) -> Vec<Candidate> {
+        let slice = self.view.slice();
+        self.devices.candidates(&self.view.map(), slice.as_deref(), self.rt.now())
+    }
+
+    /// Where requests to a device go, as the map says.
+    pub(crate) fn place(&self, device: DeviceId) -> Place {
         let map = self.view.map();
-        let entry = map.device(device)?;
-        let node = map.node(NodeId(entry.node))?;
-        let well = entry.state == bb_cluster::DeviceState::Active as i32
-            && node.state == bb_cluster::NodeState::Active as i32;
-        well.then(|| (Address::from(node.address.as_str()), entry.incarnation))
+        let Some(entry) = map.device(device) else { return Place::Gone };
+        let Some(node) = map.node(NodeId(entry.node)) else { return Place::Gone };
+        if entry.state != i32::from(DeviceState::Active) || node.has_left() {
+            return Place::Gone;
+        }
+        if !node.is_active() {
+            return Place::Away;
+        }
+        Place::At(Address::from(node.address.as_str()), entry.incarnation)
     }
 
     /// The address of a partition's primary and the configuration number to fence with.
@@ -133,13 +212,18 @@ impl PgIo {
     }
 
     pub(crate) fn note(&self, device: DeviceId, vitals: Vitals) {
-        self.devices.seen(device, vitals);
+        self.devices.seen(device, vitals, self.rt.now());
         self.view.seen(vitals);
     }
 
     pub(crate) fn note_error(&self, device: DeviceId, error: &CallError) {
-        if let CallError::Refused(_, vitals) = error {
-            self.note(device, *vitals);
+        let (map, now) = (self.view.map(), self.rt.now());
+        match error {
+            CallError::Refused(_, vitals) => self.note(device, *vitals),
+            CallError::TimedOut => self.devices.avoid(&map, device, Why::Silent, now),
+            CallError::Disconnected { .. } | CallError::Rejected(_) => {
+                self.devices.avoid_node(&map, device, now);
+            }
         }
     }
 
