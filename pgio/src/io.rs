@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use bb_cluster::{Candidate, ClusterMap, DeviceState, layout_over};
 use bb_erasure::Geometry;
-use bb_proto::{DeviceId, NodeId, PartitionId, ServiceClass};
+use bb_proto::{DeviceId, Failure, NodeId, PartitionId, ServiceClass};
 use bb_runtime::{BufMut, BufPool, Rt, sync::Semaphore};
-use bb_transport::{Address, CallError, Caller, Vitals};
+use bb_transport::{Address, Answer, CallError, CallFuture, Caller, Vitals};
+use futures_util::future::{Either, select};
 
 use crate::budget::Budget;
 use crate::devices::{Devices, Why};
@@ -77,6 +78,63 @@ pub struct PgStats {
     pub hedge_puts: u64,
 }
 
+/// Where requests to a partition go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Primary {
+    /// To this address, with this configuration number to fence with.
+    At {
+        /// Where its node listens.
+        address: Address,
+        /// Configuration number.
+        config: u64,
+        /// Incarnation of the node's process.
+        incarnation: u64,
+    },
+    /// Nowhere now: no replica of it is alive. It is waited for.
+    Down,
+    /// Nowhere: its last replica is damaged, and the operator decides what becomes of it.
+    Lost,
+}
+
+impl Primary {
+    /// What the map says of a partition.
+    pub fn of(map: &ClusterMap, partition: PartitionId) -> Self {
+        let entry = map.partition(partition);
+        if entry.is_some_and(|entry| entry.lost) {
+            return Self::Lost;
+        }
+        let node = entry.and_then(|entry| map.node(NodeId(entry.primary)));
+        match (entry, node) {
+            (Some(entry), Some(node)) if node.is_active() => Self::At {
+                address: Address::from(node.address.as_str()),
+                config: entry.config,
+                incarnation: node.incarnation,
+            },
+            _ => Self::Down,
+        }
+    }
+
+    /// True if a request that was sent there may still be answered: by the same process.
+    pub fn is_still(&self, map: &ClusterMap, partition: PartitionId) -> bool {
+        let process = |primary: &Self| match primary {
+            Self::At { address, incarnation, .. } => Some((address.clone(), *incarnation)),
+            Self::Down | Self::Lost => None,
+        };
+        process(self) == process(&Self::of(map, partition))
+    }
+}
+
+/// The error for what was in a partition that is lost.
+pub fn partition_lost(partition: PartitionId) -> Failure {
+    let text = format!(
+        "partition {partition} is lost: its last replica is damaged, and the operator has to decide"
+    );
+    Failure::errno(EIO, text)
+}
+
+/// As the system numbers it.
+const EIO: i32 = 5;
+
 /// Where requests to a device go.
 pub(crate) enum Place {
     /// To this address, with this incarnation to fence with.
@@ -104,6 +162,37 @@ pub struct PgIo {
     taking: Semaphore,
     #[cfg(feature = "planted")]
     pub(crate) trust_crcs: Rc<std::cell::Cell<bool>>,
+}
+
+/// A request without an answer for so long may have gone to a node that is dead: the map will say so.
+/// Doubles up to [`LOOK_AFTER_MAX`].
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+const LOOK_AFTER_MAX: Duration = Duration::from_secs(8);
+
+/// Waits for the answer of a call, looking at the map now and then: once `is_current` says no, the
+/// answer is not waited for any more. For requests that may be repeated elsewhere.
+///
+/// # Errors
+/// Those of the call; [`CallError::TimedOut`] where it was given up.
+pub async fn while_current(
+    rt: &Rt,
+    view: &dyn View,
+    call: CallFuture,
+    is_current: impl Fn() -> bool,
+) -> Result<Answer, CallError> {
+    let (mut call, mut wait) = (call, LOOK_AFTER);
+    loop {
+        let look = Box::pin(async {
+            rt.sleep(wait).await;
+            view.refresh().await;
+        });
+        match select(call, look).await {
+            Either::Left((result, _)) => return result,
+            Either::Right(((), _)) if !is_current() => return Err(CallError::TimedOut),
+            Either::Right(((), rest)) => call = rest,
+        }
+        wait = (wait * 2).min(LOOK_AFTER_MAX);
+    }
 }
 
 /// First wait after a refusal or a lost connection; doubles up to [`BACK_OFF_MAX`].
@@ -201,14 +290,6 @@ impl PgIo {
             return Place::Away;
         }
         Place::At(Address::from(node.address.as_str()), entry.incarnation)
-    }
-
-    /// The address of a partition's primary and the configuration number to fence with.
-    pub(crate) fn primary(&self, partition: PartitionId) -> Option<(Address, u64)> {
-        let map = self.view.map();
-        let entry = map.partition(partition)?;
-        let node = map.node(NodeId(entry.primary))?;
-        Some((Address::from(node.address.as_str()), entry.config))
     }
 
     pub(crate) fn note(&self, device: DeviceId, vitals: Vitals) {

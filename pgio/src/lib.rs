@@ -14,7 +14,7 @@ mod write;
 
 pub use error::{ReadError, WriteError};
 pub use gather::{ReadOptions, ReadReport, Want};
-pub use io::{Limits, PgIo, PgStats, View};
+pub use io::{Limits, PgIo, PgStats, Primary, View, partition_lost, while_current};
 pub use layout::{BlockLayout, COPIES_BYTES_MAX, Shape, chunk_log2_for};
 pub use read::Piece;
 pub use sealed::Sealed;
