@@ -30,6 +30,7 @@ pub use bb_cluster::{
     ClusterMap, DeviceEntry, DeviceState, NodeEntry, NodeState, PartitionEntry, Redundancy,
     redundancy,
 };
+pub use bb_pgio::PgStats;
 pub use client::Client;
 pub use error::{Error, Result};
 pub use file::File;
