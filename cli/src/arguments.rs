@@ -253,8 +253,60 @@ pub enum AdminCommand {
 /// Commands of `bbadm cluster`.
 #[derive(Subcommand, Debug)]
 pub enum ClusterCommand {
-    /// Nodes, devices, bytes by state, memory; fails where a node does not answer
-    Status,
+    /// Nodes, devices, bytes by state, copies of the metadata, Raft.
+    ///
+    /// Exit status: 0 = everything has its full redundancy and every node is active and reachable;
+    /// 3 = everything is served, but a node is missing, a copy is being filled, or the cluster is too
+    /// small for what it shall survive; 4 = something is not served now; 1 = no server answers;
+    /// 2 = a mistake on the command line. The server that answers need not be the first of the list.
+    ///
+    /// State of a node: active; joining (formatted, never started); restarting; no lease (must not
+    /// serve now); unreachable (the cluster counts on it, this command cannot reach it); down (others
+    /// have its roles; its devices are away); damaged (its log lost something: format it); left.
+    ///
+    /// Columns: start = number of the process start; prim = partitions that it serves; copies =
+    /// partitions that it keeps; fill = copies being filled there; dev, used, size = devices; dirty,
+    /// pend, clean = bytes that it serves; log = share of the commit log in use; clients = sessions.
+    Status(Status),
+    /// Follow a node that joins, until it has its part.
+    ///
+    /// To join a cluster, a node needs a bb.conf with `join = ["HOST:PORT", ...]` under `[cluster]`,
+    /// naming nodes that exist, and the cluster's backing file system mounted. `bbd format` asks the
+    /// cluster for numbers and formats log and devices; `bbd run` (or the service) starts it. This
+    /// command, wherever it runs, then says how far the node is, and ends when it is active and has
+    /// been filled with its share of the copies (a witness: when it votes). It changes nothing, may
+    /// be interrupted, and may be used after any restart.
+    ///
+    /// Exit status: 0 = done, 3 = not done within --timeout, 1 = no server answers.
+    Join(Join),
+}
+
+/// `status`
+#[derive(Args, Debug)]
+pub struct Status {
+    /// Look again and again, every so many seconds (2 where none are given)
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = pause_seconds)]
+    pub watch: Option<f64>,
+    /// List the devices, too
+    #[arg(long)]
+    pub devices: bool,
+}
+
+fn pause_seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds")?;
+    if (0.1..=86_400.0).contains(&seconds) {
+        Ok(seconds)
+    } else {
+        Err("from 0.1 to 86400 seconds".to_owned())
+    }
+}
+
+/// `join`
+#[derive(Args, Debug)]
+pub struct Join {
+    /// Where the node listens: `listen` of its bb.conf
+    #[arg(value_name = "HOST:PORT")]
+    pub address: String,
 }
 
 #[cfg(test)]
@@ -275,5 +327,24 @@ mod tests {
         assert_eq!(parsed.connection.servers, ["h:1", "h:2"]);
         let Command::Cp(cp) = parsed.command else { panic!("cp") };
         assert!(cp.recursive && cp.preserve && cp.paths.len() == 3);
+    }
+
+    #[test]
+    fn watch_takes_seconds_and_does_without() {
+        let watch = |words: &[&str]| {
+            let line = ["bbadm", "cluster", "status"].iter().chain(words);
+            let parsed = Bbadm::try_parse_from(line).map_err(|error| error.to_string())?;
+            let AdminCommand::Cluster { command: ClusterCommand::Status(status) } = parsed.command
+            else {
+                return Err("not status".to_owned());
+            };
+            Ok(status.watch)
+        };
+        assert_eq!(watch(&[]), Ok(None));
+        assert_eq!(watch(&["--watch", "--json"]), Ok(Some(2.0)));
+        assert_eq!(watch(&["--watch", "0.5"]), Ok(Some(0.5)));
+        for bad in ["0", "-1", "nan", "inf", "x"] {
+            assert!(watch(&[&format!("--watch={bad}")]).is_err(), "{bad}");
+        }
     }
 }

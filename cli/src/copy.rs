@@ -47,6 +47,10 @@ struct Summary {
     seconds: f64,
     bytes_per_second: f64,
     reconstructed_blocks: u64,
+    /// Of the calls that wrote to the buffer.
+    longest_call_seconds: f64,
+    /// Time in which such calls waited and none was completed.
+    longest_gap_seconds: f64,
     errors: Vec<String>,
 }
 
@@ -296,6 +300,8 @@ impl Copy<'_> {
             seconds,
             bytes_per_second: copy_file::rate(count, seconds),
             reconstructed_blocks: self.session.client.reconstructed_blocks(),
+            longest_call_seconds: self.session.pauses.longest_call().as_secs_f64(),
+            longest_gap_seconds: self.session.pauses.longest_gap().as_secs_f64(),
             errors: self.errors.take(),
         };
         match serde_json::to_string(&summary) {

@@ -48,7 +48,7 @@ pub async fn copy(run: &Copy<'_>, from: &Side, to: &Side, facts: &Facts) -> Resu
         _ => Ok(()),
     };
     let mode = if run.options.preserve { writer.mode().await } else { None };
-    let closed = writer.close().await;
+    let closed = writer.close_written(session).await;
     // Nothing was written through it: its close can't lose anything.
     let _ = reader.close().await;
     copied?;
@@ -117,7 +117,7 @@ async fn create(session: &Session, side: &Side, mode: u32, preserve: bool) -> Re
     match side {
         Side::Buffer(path) => {
             let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
-            let file = session.client.open(path, flags, mode).await;
+            let file = session.pauses.timed(session.client.open(path, flags, mode)).await;
             file.map(Open::Buffer).map_err(|error| client_error(&error))
         }
         Side::Local(path) => {
@@ -151,7 +151,7 @@ impl Open {
     async fn write(&self, session: &Session, offset: u64, piece: Vec<u8>) -> Result<(), String> {
         match self {
             Self::Buffer(file) => {
-                let written = file.pwrite(&piece, offset).await;
+                let written = session.pauses.timed(file.pwrite(&piece, offset)).await;
                 written.map(drop).map_err(|error| client_error(&error))
             }
             Self::Local(file) => {
@@ -164,7 +164,10 @@ impl Open {
 
     async fn fsync(&self, session: &Session) -> Result<(), String> {
         match self {
-            Self::Buffer(file) => file.fsync().await.map_err(|error| client_error(&error)),
+            Self::Buffer(file) => {
+                let synced = session.pauses.timed(file.fsync()).await;
+                synced.map_err(|error| client_error(&error))
+            }
             Self::Local(file) => {
                 let file = file.clone();
                 let synced = session.local(move || file.sync_all()).await;
@@ -178,6 +181,14 @@ impl Open {
         match self {
             Self::Buffer(file) => file.fstat().await.ok().map(|a| a.mode & 0o7777),
             Self::Local(_) => None,
+        }
+    }
+
+    /// Closes a file that was written: in the buffer, what is left is written back first.
+    async fn close_written(self, session: &Session) -> Result<(), String> {
+        match &self {
+            Self::Buffer(_) => session.pauses.timed(self.close()).await,
+            Self::Local(_) => self.close().await,
         }
     }
 

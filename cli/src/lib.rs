@@ -1,14 +1,15 @@
 //! What `bbctl` and `bbadm` are made of. Both are clients like any other.
 
+pub mod admin;
 pub mod arguments;
 pub mod documents;
-pub mod status;
 
 mod copy;
 mod copy_file;
 mod list;
 mod names;
 mod output;
+mod pauses;
 mod progress;
 mod residency;
 mod session;

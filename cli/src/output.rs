@@ -26,6 +26,18 @@ pub fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
 }
 
+/// A UUID as people write it.
+pub fn uuid(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for (at, byte) in bytes.iter().enumerate() {
+        if [4, 6, 8, 10].contains(&at) {
+            text.push('-');
+        }
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
 /// Type and permissions as `ls -l` prints them.
 pub fn mode(mode: u32) -> String {
     let kind = match mode & libc::S_IFMT {

@@ -8,6 +8,7 @@ use bb_runtime::{Instant, Rt, ThreadPool};
 
 use crate::arguments::Connection;
 use crate::output::client_error;
+use crate::pauses::Pauses;
 
 /// Memory for payload: a quarter of it is the bound of what is written and not acknowledged.
 const POOL_BYTES: usize = 256 << 20;
@@ -25,6 +26,8 @@ pub struct Session {
     pub threads: ThreadPool,
     /// Print JSON.
     pub json: bool,
+    /// How long calls took that write files.
+    pub pauses: Pauses,
     failures: Cell<u64>,
     started: Instant,
 }
@@ -64,6 +67,7 @@ impl Session {
                 program,
                 client: client.clone(),
                 started: rt.now(),
+                pauses: Pauses::new(&rt),
                 rt,
                 threads: ThreadPool::new("files", 4, usize::MAX),
                 json: connection.json,
@@ -133,7 +137,8 @@ fn options(connection: &Connection) -> ClientOptions {
     }
 }
 
-fn host_name() -> String {
+/// Name of this machine.
+pub fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     name.trim().to_owned()
 }

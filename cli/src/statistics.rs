@@ -100,7 +100,8 @@ pub fn counts(of: &ByteCounts) -> Value {
     })
 }
 
-fn sum(a: &ByteCounts, b: &ByteCounts) -> ByteCounts {
+/// Counts of both.
+pub fn sum(a: &ByteCounts, b: &ByteCounts) -> ByteCounts {
     ByteCounts {
         dirty: a.dirty + b.dirty,
         pending: a.pending + b.pending,

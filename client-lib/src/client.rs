@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bb_erasure::Geometry;
-use bb_pgio::{Limits, PgIo};
+use bb_pgio::{Limits, PgIo, PgStats};
 use bb_proto::meta::Credentials;
 use bb_proto::{Code, Fid, SessionId};
 use bb_runtime::{BufPool, Rt, sync::Semaphore};
@@ -52,7 +52,8 @@ pub(crate) struct Inner {
     pub reading: Semaphore,
     pub reading_bytes_max: u64,
     pub cache: Rc<PgCache>,
-    pub reconstructed: Cell<u64>,
+    /// N of new groups is smaller than wanted, and that has been said.
+    pub said_smaller: Cell<bool>,
     #[cfg(feature = "planted")]
     pub planted: Cell<Option<crate::Planted>>,
 }
@@ -75,9 +76,8 @@ impl Client {
         options.write_back_bytes = options.write_back_bytes.clamp(2 << 20, share.max(2 << 20));
         options.read_cache_bytes = options.read_cache_bytes.min(share);
         let options = Rc::new(options);
-        let timeouts = (options.request_timeout, options.command_timeout);
         let link =
-            Link::connect(rt.clone(), pool.clone(), caller.clone(), addresses, timeouts).await?;
+            Link::connect(rt.clone(), pool.clone(), caller.clone(), addresses, &options).await?;
         let session = Session::open(link.clone(), options.clone()).await?;
         let limits = Limits { give_up: options.command_timeout, ..Limits::default() };
         let io = PgIo::new(rt, pool, caller, Rc::new(link.clone()), limits);
@@ -93,7 +93,7 @@ impl Client {
             reading: Semaphore::new(share.max(4 << 20)),
             reading_bytes_max: share.max(4 << 20),
             cache: PgCache::new(options.read_cache_bytes),
-            reconstructed: Cell::new(0),
+            said_smaller: Cell::new(false),
             #[cfg(feature = "planted")]
             planted: Cell::new(None),
             options: options.clone(),
@@ -122,7 +122,12 @@ impl Client {
 
     /// Blocks that were read by reconstruction so far.
     pub fn reconstructed_blocks(&self) -> u64 {
-        self.inner.reconstructed.get()
+        self.inner.io.stats().reconstructed
+    }
+
+    /// What reading and writing parity groups took so far.
+    pub fn statistics(&self) -> PgStats {
+        self.inner.io.stats()
     }
 
     /// The cluster map.
@@ -151,7 +156,8 @@ impl Inner {
         self.planted.get() == Some(error)
     }
 
-    /// Geometry of new groups: what the user or the cluster wants, as far as active nodes permit.
+    /// Geometry of new groups: what the user or the cluster wants, as far as nodes permit that are
+    /// active and take blocks.
     pub fn geometry(&self) -> Option<Geometry> {
         let map = self.link.map();
         let small = |n: u32| u8::try_from(n).unwrap_or(0);
@@ -159,7 +165,16 @@ impl Inner {
             .options
             .geometry
             .or_else(|| Geometry::new(small(map.data), small(map.parity)).ok())?;
-        bb_pgio::usable_geometry(&map, wanted)
+        let usable = self.io.usable_geometry(wanted)?;
+        let smaller = usable.data() < wanted.data();
+        if smaller && !self.said_smaller.replace(smaller) {
+            tracing::warn!(
+                "too few nodes or devices take blocks for {wanted}: new parity groups are {usable}"
+            );
+        } else if !smaller && self.said_smaller.replace(false) {
+            tracing::info!("new parity groups are {usable} again");
+        }
+        Some(usable)
     }
 
     /// A server does not know the session `lost`: opens another, and the files in it. Done when that

@@ -12,6 +12,7 @@ mod link;
 mod maps;
 mod namespace;
 mod node;
+mod observe;
 mod options;
 pub mod packer;
 #[cfg(feature = "planted")]
@@ -25,10 +26,15 @@ mod store;
 mod tcp;
 mod writeback;
 
-pub use bb_cluster::{ClusterMap, DeviceState, NodeState};
+pub use bb_cluster::{
+    ClusterMap, DeviceEntry, DeviceState, NodeEntry, NodeState, PartitionEntry, Redundancy,
+    redundancy,
+};
+pub use bb_pgio::PgStats;
 pub use client::Client;
 pub use error::{Error, Result};
 pub use file::File;
+pub use observe::{ClusterView, Observer};
 pub use options::ClientOptions;
 #[cfg(feature = "planted")]
 pub use planted::Planted;

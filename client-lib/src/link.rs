@@ -7,12 +7,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bb_cluster::{ClusterMap, MapDelta};
+use bb_pgio::{Primary, partition_lost, while_current};
 use bb_proto::meta::{self, GetMap, GetMapReply};
-use bb_proto::{Code, Kind, NodeId, PartitionId, ServiceClass, Tick};
+use bb_proto::{Code, Kind, PartitionId, ServiceClass, Tick};
 use bb_runtime::{Buf, BufPool, Rt, sync::Notify};
 use bb_transport::{Address, Answer, CallError, Caller, Outgoing, Vitals};
 
 use crate::error::{Error, Result};
+use crate::options::ClientOptions;
 
 /// Longest wait for the map from one server.
 const MAP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -36,6 +38,7 @@ struct Inner {
     answers: RefCell<Option<Address>>,
     request_timeout: Duration,
     command_timeout: Duration,
+    slice: Option<Rc<str>>,
 }
 
 /// What to ask of a partition.
@@ -63,7 +66,7 @@ impl Link {
         pool: BufPool,
         caller: Rc<dyn Caller>,
         seeds: Vec<Address>,
-        timeouts: (Duration, Duration),
+        options: &ClientOptions,
     ) -> Result<Self> {
         let link = Self(Rc::new(Inner {
             rt,
@@ -75,8 +78,9 @@ impl Link {
             refreshing: Cell::new(false),
             refreshed: Notify::new(),
             answers: RefCell::default(),
-            request_timeout: timeouts.0,
-            command_timeout: timeouts.1,
+            request_timeout: options.request_timeout,
+            command_timeout: options.command_timeout,
+            slice: options.slice.as_deref().map(Rc::from),
         }));
         let give_up = link.give_up();
         for attempt in 0.. {
@@ -162,15 +166,14 @@ impl Link {
         partition: PartitionId,
         ask: &Ask,
     ) -> std::result::Result<Answer, CallError> {
-        let place = {
-            let map = self.map();
-            map.partition(partition).and_then(|entry| {
-                let node = map.node(NodeId(entry.primary))?;
-                Some((Address::from(node.address.as_str()), entry.config))
-            })
-        };
-        let Some((address, fence)) = place else {
-            return Err(CallError::Disconnected { maybe_sent: false });
+        let primary = Primary::of(&self.map(), partition);
+        let (address, fence) = match &primary {
+            Primary::At { address, config, .. } => (address, *config),
+            // Nobody to ask: the caller waits, and looks at the map.
+            Primary::Down => return Err(CallError::Disconnected { maybe_sent: false }),
+            Primary::Lost => {
+                return Err(CallError::Refused(partition_lost(partition), Vitals::default()));
+            }
         };
         let deadline = self.0.request_timeout + ask.server_wait;
         let mut request = Outgoing::new(ask.kind, ServiceClass::Client, deadline, ask.body.clone())
@@ -179,7 +182,9 @@ impl Link {
         if ask.sink_bytes > 0 {
             request.sink = Some(self.0.pool.alloc(ask.sink_bytes).await);
         }
-        let result = self.0.caller.call(&address, request).await;
+        let call = self.0.caller.call(address, request);
+        let is_current = || primary.is_still(&self.map(), partition);
+        let result = while_current(&self.0.rt, self, call, is_current).await;
         match &result {
             Ok(answer) => self.saw_tick(answer.vitals.tick),
             Err(CallError::Refused(_, vitals)) => self.saw_tick(vitals.tick),
@@ -188,19 +193,18 @@ impl Link {
         result
     }
 
-    /// Asks any server: for what is addressed to none in particular.
-    pub async fn ask_any(&self, kind: Kind, body: &[u8]) -> Result<Answer> {
+    /// Asks any server: for what is addressed to none in particular. Each attempt sends another
+    /// body.
+    pub async fn ask_any(&self, kind: Kind, body: impl Fn() -> Vec<u8>) -> Result<Answer> {
         let give_up = self.give_up();
         for attempt in 0.. {
             let mut last = None;
             for address in self.servers() {
-                let request = Outgoing::new(
-                    kind,
-                    ServiceClass::Client,
-                    self.0.request_timeout,
-                    body.to_vec(),
-                );
-                match self.0.caller.call(&address, request).await {
+                let request =
+                    Outgoing::new(kind, ServiceClass::Client, self.0.request_timeout, body());
+                let call = self.0.caller.call(&address, request);
+                let serves = || self.may_serve(&address);
+                match while_current(&self.0.rt, self, call, serves).await {
                     Ok(answer) => {
                         self.saw_tick(answer.vitals.tick);
                         return Ok(answer);
@@ -241,11 +245,8 @@ impl Link {
 
     fn servers(&self) -> Vec<Address> {
         let map = self.map();
-        let active = map.nodes.iter().filter(|n| n.state == bb_cluster::NodeState::Active as i32);
+        let active = map.nodes.iter().filter(|node| node.is_active());
         let mut all: Vec<Address> = active.map(|n| Address::from(n.address.as_str())).collect();
-        let more: Vec<Address> =
-            self.0.seeds.iter().filter(|seed| !all.contains(seed)).cloned().collect();
-        all.extend(more);
         // First whoever answered last; then by lot, so that a dead server costs some clients a
         // timeout, and not all of them each time.
         let first = self.0.answers.borrow().clone();
@@ -256,7 +257,18 @@ impl Link {
         if let Some(at) = first.and_then(|first| all.iter().position(|other| *other == first)) {
             all.swap(0, at);
         }
+        // Last those that the map has as down, or does not know: it may be out of date.
+        let more: Vec<Address> =
+            self.0.seeds.iter().filter(|seed| !all.contains(seed)).cloned().collect();
+        all.extend(more);
         all
+    }
+
+    /// True unless the map says that no process serves at `address`.
+    fn may_serve(&self, address: &Address) -> bool {
+        let map = self.map();
+        let mut nodes = map.nodes.iter().filter(|node| *node.address == *address.0);
+        nodes.all(bb_cluster::NodeEntry::is_active)
     }
 
     /// Fetches the map, once for all that ask meanwhile.
@@ -339,5 +351,9 @@ impl bb_pgio::View for Link {
     fn refresh(&self) -> Pin<Box<dyn Future<Output = ()>>> {
         let link = self.clone();
         Box::pin(async move { link.refresh_map().await })
+    }
+
+    fn slice(&self) -> Option<Rc<str>> {
+        self.0.slice.clone()
     }
 }

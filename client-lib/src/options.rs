@@ -18,6 +18,9 @@ pub struct ClientOptions {
     pub credentials: Credentials,
     /// Geometry of new parity groups; the cluster's where there is none.
     pub geometry: Option<Geometry>,
+    /// The slice that is written to (its name; empty for the one without a name). Without it, new
+    /// groups go to all nodes. Reads come from everywhere in either case.
+    pub slice: Option<String>,
     /// How long a call waits for a cluster that does not answer, or for space.
     pub command_timeout: Duration,
     /// How long one request waits for its answer before it is sent again.
@@ -45,6 +48,7 @@ impl Default for ClientOptions {
             job: 0,
             credentials: Credentials { uid: 0, gid: 0, groups: Vec::new(), umask: 0o022 },
             geometry: None,
+            slice: None,
             command_timeout: Duration::from_secs(600),
             request_timeout: Duration::from_secs(10),
             write_back_bytes: 64 << 20,

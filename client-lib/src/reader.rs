@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use bb_erasure::crc32c;
-use bb_pgio::{Piece, ReadError, ReadOptions, ReadReport};
+use bb_pgio::{Piece, ReadError, ReadOptions};
 use bb_proto::meta::{self, Lookup, LookupReply, PgStatus, PgStatusReply, ReadThrough};
 use bb_proto::{
     Capability, Code, Fragment, Kind, PAYLOAD_BYTES_MAX, PgDescriptor, PgId, Reader, partition_of,
@@ -275,9 +275,8 @@ impl Inner {
             return Ok(here.iter().flat_map(|pieces| pieces.iter().cloned()).collect());
         }
         if !whole {
-            let (pieces, report) =
+            let (pieces, _) =
                 self.io.fetch(capability, descriptor, pg_offset, len, options).await?;
-            self.count(&report);
             return Ok(pieces);
         }
         let mut gets: FuturesUnordered<_> =
@@ -306,16 +305,11 @@ impl Inner {
         };
         let from = segment as usize * SEGMENT_BYTES;
         let to = index(descriptor.data_bytes()).min(from + SEGMENT_BYTES);
-        let (pieces, report) =
+        let (pieces, _) =
             self.io.fetch(capability, descriptor, from, to.saturating_sub(from), options).await?;
-        self.count(&report);
         let pieces = Rc::new(pieces);
         fetching.done(&pieces);
         Ok(pieces)
-    }
-
-    fn count(&self, report: &ReadReport) {
-        self.reconstructed.set(self.reconstructed.get() + u64::from(report.reconstructed));
     }
 
     /// Bytes that no fragment covers.

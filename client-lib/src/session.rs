@@ -57,15 +57,18 @@ impl Session {
 
     async fn open_now(&self) -> Result<()> {
         let rt = self.link.rt();
-        let mut key = rt.random_u64().to_le_bytes().to_vec();
-        key.extend(rt.random_u64().to_le_bytes());
-        let body = meta::encode(&SessionOpen {
-            key,
-            host: self.options.host.clone(),
-            pid: self.options.pid,
-            job: self.options.job,
-        });
-        let answer = self.link.ask_any(Kind::SessionOpen, &body).await?;
+        // A new key each time: its partition may be down, and another's is not.
+        let body = || {
+            let mut key = rt.random_u64().to_le_bytes().to_vec();
+            key.extend(rt.random_u64().to_le_bytes());
+            meta::encode(&SessionOpen {
+                key,
+                host: self.options.host.clone(),
+                pid: self.options.pid,
+                job: self.options.job,
+            })
+        };
+        let answer = self.link.ask_any(Kind::SessionOpen, body).await?;
         let reply: SessionOpenReply = meta::decode(&answer.body)?;
         self.link.saw_tick(Tick(reply.tick));
         self.under_way.borrow_mut().clear();

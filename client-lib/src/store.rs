@@ -325,10 +325,15 @@ impl Inner {
                     let ask =
                         Ask::new(Kind::CancelCommit, meta::encode(&CancelCommit { pg: pg.into() }));
                     for attempt in 0.. {
-                        if let Ok(answer) = self.link.ask(pg.home, &ask).await
-                            && meta::decode::<CancelCommitReply>(&answer.body).is_ok()
-                        {
-                            break;
+                        match self.link.ask(pg.home, &ask).await {
+                            Ok(answer)
+                                if meta::decode::<CancelCommitReply>(&answer.body).is_ok() =>
+                            {
+                                break;
+                            }
+                            // Home is lost: nothing can be committed there any more.
+                            Err(Error::Errno { .. }) => break,
+                            _ => {}
                         }
                         self.link.back_off(attempt).await;
                     }

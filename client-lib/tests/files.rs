@@ -1,5 +1,6 @@
 //! Files through the client against a naive cluster: what is written is read, in every weather.
 
+#[expect(dead_code, reason = "each test uses a part of it")]
 mod fake;
 
 use std::cell::Cell;

@@ -30,7 +30,7 @@ pub use limits::MASS_TICKS;
 pub use map::{
     ClusterMap, DeviceEntry, DeviceState, MapError, NodeEntry, NodeState, PartitionEntry,
 };
-pub use placement::{Candidate, Chance, Placement, choose_members, choose_members_beside};
+pub use placement::{Candidate, Chance, Placement, Rules, choose_members, choose_members_beside};
 pub use plan::{Known, Plan, PlanLimits, plan};
 pub use redundancy::{Redundancy, redundancy};
 pub use state::ClusterState;

@@ -2,13 +2,26 @@
 
 use bb_proto::{DeviceId, PgId};
 
+use crate::geometry::Apart;
+use crate::hash::mix;
+
 /// How members are chosen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Placement {
-    /// Rendezvous hash of the group's id over the candidates: the same everywhere.
+    /// Rendezvous hash of the group's id over the nodes, then over the devices of the node: the same
+    /// everywhere, and a node that goes moves only the blocks that it had.
     Deterministic,
     /// The least loaded of two random candidates, again and again.
     LeastLoaded,
+}
+
+/// What a choice has to keep to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rules {
+    /// How members are chosen.
+    pub placement: Placement,
+    /// What keeps them apart: see [`crate::layout`].
+    pub apart: Apart,
 }
 
 /// A device that can take a block, with what is known of it.
@@ -16,7 +29,7 @@ pub enum Placement {
 pub struct Candidate {
     /// The device.
     pub device: DeviceId,
-    /// The node that drives it: while there are nodes enough, one block per node.
+    /// The node that drives it.
     pub node: u32,
     /// Load, 0 idle to 1000 full, as the server reported; see there for what goes into it.
     pub load: u32,
@@ -25,22 +38,22 @@ pub struct Candidate {
 /// Draws a number below its argument.
 pub type Chance<'a> = &'a mut dyn FnMut(u64) -> u64;
 
-/// Chooses `count` different devices, on different nodes while there are nodes enough. Fewer than
-/// `count` come back where there are not enough candidates.
+/// Chooses `count` different devices, each on another node ([`Apart::Nodes`]), or as few on a node
+/// as possible ([`Apart::Devices`]). Fewer than `count` come back where there are not enough.
 pub fn choose_members(
-    placement: Placement,
+    rules: Rules,
     pg: PgId,
     candidates: &[Candidate],
     count: usize,
     chance: Chance<'_>,
 ) -> Vec<DeviceId> {
-    choose_members_beside(placement, pg, candidates, &[], count, chance)
+    choose_members_beside(rules, pg, candidates, &[], count, chance)
 }
 
 /// The same for a group that has blocks already, one on each of the nodes `taken` (a node twice has
 /// two): they count as chosen. For a member that is replaced.
 pub fn choose_members_beside(
-    placement: Placement,
+    rules: Rules,
     pg: PgId,
     candidates: &[Candidate],
     taken: &[u32],
@@ -56,34 +69,50 @@ pub fn choose_members_beside(
             before(c.node) + chosen.iter().filter(|other| other.node == c.node).count()
         };
         let fewest = left.iter().map(&taken).min().unwrap_or(0);
+        if fewest > 0 && rules.apart == Apart::Nodes {
+            break;
+        }
         let open: Vec<usize> = (0..left.len()).filter(|at| taken(&left[*at]) == fewest).collect();
-        let at = match placement {
-            Placement::Deterministic => open
-                .iter()
-                .copied()
-                .max_by_key(|at| (score(pg, left[*at].device), left[*at].device))
-                .unwrap_or(open[0]),
-            Placement::LeastLoaded => {
-                let mut draw =
-                    || open[usize::try_from(chance(open.len() as u64)).unwrap_or(0) % open.len()];
-                let (a, b) = (draw(), draw());
-                if left[b].load < left[a].load { b } else { a }
-            }
+        let at = match rules.placement {
+            Placement::Deterministic => heaviest(pg, &left, &open),
+            Placement::LeastLoaded => less_loaded_of_two(&left, &open, chance),
         };
         chosen.push(left.swap_remove(at));
     }
     chosen.into_iter().map(|c| c.device).collect()
 }
 
-/// Weight of a device for a group: a 64-bit mix (the finaliser of SplitMix64) over both names.
-fn score(pg: PgId, device: DeviceId) -> u64 {
-    let mut value = pg.session.0
-        ^ pg.slot.0.rotate_left(17)
-        ^ (u64::from(pg.sequence) << 32 | u64::from(pg.home.0)).rotate_left(41)
-        ^ u64::from(device.0).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    value ^ (value >> 31)
+fn heaviest(pg: PgId, left: &[Candidate], open: &[usize]) -> usize {
+    let group = digest(pg);
+    let weight = |c: &Candidate| (member(group, FOR_NODE, c.node), c.node);
+    let device = |c: &Candidate| (member(group, FOR_DEVICE, c.device.0), c.device);
+    let best = open.iter().copied().max_by_key(|at| (weight(&left[*at]), device(&left[*at])));
+    best.unwrap_or(open[0])
+}
+
+fn less_loaded_of_two(left: &[Candidate], open: &[usize], chance: Chance<'_>) -> usize {
+    let mut draw = |bound: usize| usize::try_from(chance(bound as u64)).unwrap_or(0) % bound;
+    let first = draw(open.len());
+    if open.len() == 1 {
+        return open[first];
+    }
+    // Two different ones: else a loaded device would win against itself.
+    let second = (first + 1 + draw(open.len() - 1)) % open.len();
+    let (a, b) = (open[first], open[second]);
+    if left[b].load < left[a].load { b } else { a }
+}
+
+const FOR_NODE: u64 = 0x9E37_79B9_7F4A_7C15;
+const FOR_DEVICE: u64 = 0xC2B2_AE3D_27D4_EB4F;
+
+fn digest(pg: PgId) -> u64 {
+    let id = u64::from(pg.sequence) << 32 | u64::from(pg.home.0);
+    mix(mix(mix(pg.session.0) ^ pg.slot.0.rotate_left(17)) ^ id)
+}
+
+/// Weight of a node or device for a group.
+fn member(group: u64, purpose: u64, number: u32) -> u64 {
+    mix(group ^ mix(u64::from(number).wrapping_add(purpose)))
 }
 
 #[cfg(test)]
@@ -95,6 +124,10 @@ mod tests {
         PgId { slot: Tick(5), session: SessionId(6), sequence, home: PartitionId(1) }
     }
 
+    const fn rules(placement: Placement, apart: Apart) -> Rules {
+        Rules { placement, apart }
+    }
+
     fn candidates(nodes: u32, per_node: u32) -> Vec<Candidate> {
         (0..nodes * per_node)
             .map(|i| Candidate { device: DeviceId(i), node: i % nodes, load: 0 })
@@ -102,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn no_node_gets_two_blocks_while_there_are_nodes_enough() {
+    fn no_node_gets_two_blocks_where_nodes_keep_blocks_apart() {
         let all = candidates(4, 3);
         for sequence in 0..200 {
             for placement in [Placement::Deterministic, Placement::LeastLoaded] {
@@ -111,7 +144,8 @@ mod tests {
                     state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     (state >> 33) % bound
                 };
-                let got = choose_members(placement, pg(sequence), &all, 4, &mut chance);
+                let rules = rules(placement, Apart::Nodes);
+                let got = choose_members(rules, pg(sequence), &all, 5, &mut chance);
                 let mut nodes: Vec<u32> = got.iter().map(|d| d.0 % 4).collect();
                 nodes.sort_unstable();
                 assert_eq!(nodes, [0, 1, 2, 3]);
@@ -125,8 +159,9 @@ mod tests {
         let mut hits = [0_u32; 8];
         for sequence in 0..8_000 {
             let mut never = |_| 0;
-            let got = choose_members(Placement::Deterministic, pg(sequence), &all, 3, &mut never);
-            let again = choose_members(Placement::Deterministic, pg(sequence), &all, 3, &mut never);
+            let rules = rules(Placement::Deterministic, Apart::Devices);
+            let got = choose_members(rules, pg(sequence), &all, 3, &mut never);
+            let again = choose_members(rules, pg(sequence), &all, 3, &mut never);
             assert_eq!(got, again);
             assert_eq!(got.len(), 3);
             got.iter().for_each(|d| hits[d.0 as usize] += 1);
@@ -143,8 +178,11 @@ mod tests {
             turn += 1;
             turn % bound
         };
-        let first = choose_members(Placement::LeastLoaded, pg(1), &all, 1, &mut chance);
-        assert_ne!(first, [DeviceId(0)]);
-        assert_eq!(choose_members(Placement::LeastLoaded, pg(1), &all, 9, &mut chance).len(), 4);
+        let rules = rules(Placement::LeastLoaded, Apart::Devices);
+        for _ in 0..20 {
+            let first = choose_members(rules, pg(1), &all, 1, &mut chance);
+            assert_ne!(first, [DeviceId(0)]);
+        }
+        assert_eq!(choose_members(rules, pg(1), &all, 9, &mut chance).len(), 4);
     }
 }

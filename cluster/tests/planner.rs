@@ -152,7 +152,7 @@ fn a_witness_votes_and_holds_nothing_and_two_nodes_alone_both_vote() {
 }
 
 #[test]
-fn a_node_that_came_a_moment_ago_gets_no_moves() {
+fn a_new_node_gets_moves_at_once_and_one_that_was_started_again_a_moment_ago_does_not() {
     let mut state = cluster(3, 30, 1);
     settle(&mut state, 0);
     let id = run(&mut state, join(9, 1, false)).node;
@@ -161,5 +161,8 @@ fn a_node_that_came_a_moment_ago_gets_no_moves() {
     let ages = BTreeMap::new();
     let none = (BTreeSet::new(), BTreeMap::new());
     let known = Known { leader: NodeId(1), for_how_long: &ages, filled: &none.0, load: &none.1 };
+    assert!(!plan(&state.map, &known, &PlanLimits::default()).is_empty());
+    let change = started(&state, id);
+    run(&mut state, change);
     assert!(plan(&state.map, &known, &PlanLimits::default()).is_empty());
 }

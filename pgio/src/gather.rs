@@ -12,8 +12,9 @@ use futures_util::stream::FuturesUnordered;
 use crate::ReadError;
 use crate::get::Miss;
 pub use crate::get::Want;
-use crate::io::PgIo;
+use crate::io::{PgIo, Place};
 use crate::layout::BlockLayout;
+use crate::race::Race;
 
 /// How to read.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,19 +42,19 @@ impl ReadReport {
 }
 
 /// What is known of each block during one attempt.
-struct Attempt<'a> {
-    io: &'a PgIo,
-    capability: &'a Capability,
-    pg: PgId,
-    layout: &'a BlockLayout,
-    options: ReadOptions,
+pub(crate) struct Attempt<'a> {
+    pub io: &'a PgIo,
+    pub capability: &'a Capability,
+    pub pg: PgId,
+    pub layout: &'a BlockLayout,
+    pub options: ReadOptions,
     /// A block may be fetched twice: what was asked for, and what a reconstruction needs.
-    held: BTreeMap<usize, Vec<(Range<u16>, Buf)>>,
-    missed: BTreeMap<usize, Miss>,
+    pub held: BTreeMap<usize, Vec<(Range<u16>, Buf)>>,
+    pub missed: BTreeMap<usize, Miss>,
 }
 
 /// One attempt ended without a result.
-enum Stop {
+pub(crate) enum Stop {
     /// Members are silent: try later.
     Later,
     /// Buffers are short: give back all, then take what a reconstruction needs in one go.
@@ -94,7 +95,10 @@ impl PgIo {
                 attempt.run(wants).await
             };
             match result {
-                Ok(done) => return Ok(done),
+                Ok(done) => {
+                    self.count(|stats| stats.reconstructed += u64::from(done.1.reconstructed));
+                    return Ok(done);
+                }
                 Err(Stop::Final(error)) => return Err(error),
                 Err(Stop::Buffers) => short_of_buffers = true,
                 Err(Stop::Later) if self.rt.now() >= give_up => return Err(ReadError::Unreachable),
@@ -109,25 +113,54 @@ impl PgIo {
     }
 }
 
+/// Memory for a reconstruction.
+enum Buffers {
+    /// For all sources, then for all results.
+    All(Vec<BufMut>),
+    /// For some of the results; what else it takes must be free.
+    Outputs(Vec<BufMut>),
+}
+
 type Done = (Vec<Buf>, ReadReport);
 
-impl Attempt<'_> {
-    /// Straight from the members; where one misses, from the others.
-    async fn run(&mut self, wants: &[Want]) -> Result<Done, Stop> {
-        let sizes: Vec<usize> = wants.iter().map(|w| w.bytes(self.layout)).collect();
-        let sinks = self.io.take_buffers(&sizes).await;
-        self.fetch(wants.iter().cloned().zip(sinks).collect(), &mut Vec::new(), wants.len()).await;
-        self.check_final()?;
+impl<'a> Attempt<'a> {
+    /// Straight from the members; where one misses or is late, from the others.
+    async fn run(&mut self, wants: &'a [Want]) -> Result<Done, Stop> {
+        let (away, here): (Vec<&Want>, Vec<&Want>) =
+            wants.iter().partition(|want| self.is_away(want.index));
+        let mut sizes: Vec<usize> = here.iter().map(|want| want.bytes(self.layout)).collect();
+        if let Some(range) = away.first().map(|_| hull(away.iter().copied())) {
+            // What is known to miss is computed from the start: with buffers that are taken now.
+            let bytes = usize::from(range.end - range.start) << self.layout.shape.chunk_log2;
+            sizes.extend(vec![bytes; self.sources(&here, &range) + away.len()]);
+        }
+        let mut sinks = self.io.take_buffers(&sizes).await;
+        let mut spare = sinks.split_off(here.len());
+        let mut race = Race::new(wants);
+        race.outputs = spare.split_off(spare.len().saturating_sub(away.len()));
+        race.sources = spare;
+        for (want, sink) in here.into_iter().zip(sinks) {
+            self.io.late_reads.earn();
+            self.io.count(|stats| stats.gets += 1);
+            self.launch(&mut race, want.clone(), sink);
+        }
+        self.run_race(&mut race).await?;
+        let (outputs, hedged) = (std::mem::take(&mut race.outputs), race.hedged);
+        drop(race);
         let lost: Vec<Want> =
-            wants.iter().filter(|w| !self.held.contains_key(&w.index)).cloned().collect();
+            wants.iter().filter(|w| self.find(w.index, &w.chunks).is_none()).cloned().collect();
+        let late = lost.iter().any(|want| !self.missed.contains_key(&want.index));
         let mut out = BTreeMap::new();
         if !lost.is_empty() {
             let range = hull(&lost);
             let missing: Vec<usize> = lost.iter().map(|w| w.index).collect();
-            let blocks = self.reconstruct(&missing, &range, None).await?;
+            let blocks = self.reconstruct(&missing, &range, Buffers::Outputs(outputs)).await?;
             for (want, block) in lost.iter().zip(blocks) {
                 out.insert(want.index, self.cut(&block, &range, &want.chunks));
             }
+        }
+        if hedged && late {
+            self.io.count(|stats| stats.hedges_won += 1);
         }
         let reconstructed = u32::try_from(lost.len()).unwrap_or(u32::MAX);
         let take = |w: &Want| self.find(w.index, &w.chunks).or_else(|| out.get(&w.index).cloned());
@@ -135,14 +168,59 @@ impl Attempt<'_> {
         Ok((bufs.ok_or(Stop::Later)?, self.report(reconstructed)))
     }
 
+    /// True if the member is not asked: the map has its node as down, or has given the device up,
+    /// or it did not answer a moment ago and others can make up for it.
+    fn is_away(&mut self, index: usize) -> bool {
+        let device = self.layout.members[index].device;
+        let miss = match self.io.place(device) {
+            Place::Gone => Miss::Lost,
+            Place::Away => Miss::Away,
+            Place::At(..) => {
+                let (map, now) = (self.io.view.map(), self.io.rt.now());
+                if !self.io.devices.is_silent(&map, device, now) || !self.can_spare() {
+                    return false;
+                }
+                Miss::Silent
+            }
+        };
+        self.missed.insert(index, miss);
+        true
+    }
+
+    /// True if one more member may miss.
+    fn can_spare(&self) -> bool {
+        let (map, now) = (self.io.view.map(), self.io.rt.now());
+        let well = (0..self.layout.members.len()).filter(|index| {
+            let device = self.layout.members[*index].device;
+            matches!(self.io.place(device), Place::At(..))
+                && !self.io.devices.is_silent(&map, device, now)
+                && !self.missed.contains_key(index)
+        });
+        well.count() >= self.layout.shape.geometry.data()
+    }
+
+    /// How many blocks must be asked for besides those that are.
+    fn sources(&self, asked: &[&Want], range: &Range<u16>) -> usize {
+        let covers = |have: &Range<u16>| have.start <= range.start && range.end <= have.end;
+        let have = asked.iter().filter(|want| covers(&want.chunks)).count();
+        self.layout.shape.geometry.data().saturating_sub(have)
+    }
+
     /// With buffers for N sources and all wanted blocks taken at once, while holding none.
     async fn rebuild_all(&mut self, wants: &[Want]) -> Result<Done, Stop> {
+        for index in 0..self.layout.members.len() {
+            match self.io.place(self.layout.members[index].device) {
+                Place::At(..) => continue,
+                Place::Away => self.missed.insert(index, Miss::Away),
+                Place::Gone => self.missed.insert(index, Miss::Lost),
+            };
+        }
         let range = hull(wants);
         let bytes = usize::from(range.end - range.start) << self.layout.shape.chunk_log2;
         let sources = self.layout.shape.geometry.data();
         let buffers = self.io.take_buffers(&vec![bytes; sources + wants.len()]).await;
         let missing: Vec<usize> = wants.iter().map(|w| w.index).collect();
-        let blocks = self.reconstruct(&missing, &range, Some(buffers)).await?;
+        let blocks = self.reconstruct(&missing, &range, Buffers::All(buffers)).await?;
         let cut = |(want, block): (&Want, Buf)| self.cut(&block, &range, &want.chunks);
         let bufs = wants.iter().zip(blocks).map(cut).collect();
         let reconstructed = wants.iter().filter(|w| !self.held.contains_key(&w.index)).count();
@@ -154,7 +232,7 @@ impl Attempt<'_> {
         &mut self,
         missing: &[usize],
         range: &Range<u16>,
-        mut buffers: Option<Vec<BufMut>>,
+        buffers: Buffers,
     ) -> Result<Vec<Buf>, Stop> {
         let geometry = self.layout.shape.geometry;
         let bytes = usize::from(range.end - range.start) << self.layout.shape.chunk_log2;
@@ -168,20 +246,32 @@ impl Attempt<'_> {
         if others.len() < need {
             return Err(self.too_few());
         }
+        // Those that did not answer a moment ago come last.
+        let (map, now) = (self.io.view.map(), self.io.rt.now());
+        others.sort_by_key(|want| {
+            let device = self.layout.members[want.index].device;
+            (self.io.devices.is_silent(&map, device, now), want.index)
+        });
         others.reverse();
-        let mut buffers = match buffers.take() {
-            Some(all) => all,
-            None => {
-                let sizes = vec![bytes; need + missing.len()];
-                match self.io.try_buffers(&sizes) {
+        let (buffers, mut outputs) = match buffers {
+            Buffers::All(mut all) => {
+                let outputs = all.split_off(all.len() - missing.len());
+                (all, outputs)
+            }
+            Buffers::Outputs(mut outputs) => {
+                outputs.retain(|output| output.capacity() >= bytes);
+                outputs.truncate(missing.len());
+                let sizes = vec![bytes; need + missing.len() - outputs.len()];
+                let mut taken = match self.io.try_buffers(&sizes) {
                     Some(all) => all,
                     #[cfg(feature = "planted")]
                     None if self.io.hold_and_wait.get() => self.io.take_buffers(&sizes).await,
                     None => return Err(Stop::Buffers),
-                }
+                };
+                outputs.extend(taken.split_off(need));
+                (taken, outputs)
             }
         };
-        let mut outputs = buffers.split_off(buffers.len() - missing.len());
         let first = (0..need).filter_map(|_| others.pop()).zip(buffers).collect();
         self.fetch(first, &mut others, need).await;
         self.check_final()?;
@@ -258,7 +348,7 @@ impl Attempt<'_> {
         }
     }
 
-    fn find(&self, index: usize, range: &Range<u16>) -> Option<Buf> {
+    pub(crate) fn find(&self, index: usize, range: &Range<u16>) -> Option<Buf> {
         let held = self.held.get(&index)?;
         let covers = |have: &Range<u16>| have.start <= range.start && range.end <= have.end;
         let (have, buf) = held.iter().find(|(have, _)| covers(have))?;
@@ -270,7 +360,7 @@ impl Attempt<'_> {
         buf.slice(at(to.start)..at(to.end))
     }
 
-    fn check_final(&self) -> Result<(), Stop> {
+    pub(crate) fn check_final(&self) -> Result<(), Stop> {
         for miss in self.missed.values() {
             match miss {
                 Miss::Final(failure) => {
@@ -297,13 +387,19 @@ impl Attempt<'_> {
     }
 
     fn report(&self, reconstructed: u32) -> ReadReport {
-        let suspect = |index: &usize| self.layout.members[*index].device;
-        ReadReport { reconstructed, suspects: self.missed.keys().map(suspect).collect() }
+        // One that is only away, or did not answer, may still have its block.
+        let suspects = self
+            .missed
+            .iter()
+            .filter(|(_, miss)| matches!(miss, Miss::Lost | Miss::Stale))
+            .map(|(index, _)| self.layout.members[*index].device);
+        ReadReport { reconstructed, suspects: suspects.collect() }
     }
 }
 
-fn hull(wants: &[Want]) -> Range<u16> {
-    let start = wants.iter().map(|w| w.chunks.start).min().unwrap_or(0);
-    let end = wants.iter().map(|w| w.chunks.end).max().unwrap_or(0);
-    start..end
+/// The chunks from the first that is wanted to the last.
+pub(crate) fn hull<'a>(wants: impl IntoIterator<Item = &'a Want>) -> Range<u16> {
+    let mut wants = wants.into_iter().map(|want| want.chunks.clone());
+    let first = wants.next().unwrap_or(0..0);
+    wants.fold(first, |all, next| all.start.min(next.start)..all.end.max(next.end))
 }

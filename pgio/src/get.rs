@@ -7,7 +7,8 @@ use bb_proto::{Capability, Code, DeviceId, Failure, GetBlock, GetBlockReply, Kin
 use bb_runtime::{Buf, BufMut};
 use bb_transport::{CallError, Outgoing};
 
-use crate::io::PgIo;
+use crate::devices::Work;
+use crate::io::{PgIo, Place};
 use crate::layout::BlockLayout;
 use crate::sealed::member_crc;
 
@@ -20,6 +21,8 @@ pub(crate) enum Miss {
     Lost,
     /// No answer, or "busy" for too long. Later it may answer.
     Silent,
+    /// Its node is down: it was not asked. Later it may be back, with its blocks.
+    Away,
     /// Another member would say the same.
     Final(Failure),
 }
@@ -58,24 +61,31 @@ impl PgIo {
             chunk_count: want.chunks.end - want.chunks.start,
         }
         .encode();
-        let _under_way = self.devices.begin(device);
-        let patience = self.rt.now() + self.limits.busy_max;
+        let began = self.rt.now();
+        let _under_way = self.devices.begin(&self.view.map(), device, Work::Read, began);
+        let patience = began + self.limits.busy_max;
         let mut sink = Some(sink);
         let mut damaged = false;
         for attempt in 0.. {
-            let Some((address, fence)) = self.place(device) else { return Err(Miss::Lost) };
+            let (address, fence) = match self.place(device) {
+                Place::At(address, fence) => (address, fence),
+                Place::Away => return Err(Miss::Away),
+                Place::Gone => return Err(Miss::Lost),
+            };
             // The transfer keeps the sink of a request that failed (rule 6). Another is taken only
             // if it can be had at once: waiting here while holding others could be for ever.
             let again = || self.pool.try_alloc(want.bytes(layout));
             let Some(mut buffer) = sink.take().or_else(again) else { return Err(Miss::Silent) };
             buffer.set_len(want.bytes(layout));
-            let timeout = self.limits.get_timeout;
+            let (timeout, asked) = (self.limits.get_timeout, self.rt.now());
             let request = Outgoing::new(Kind::GetBlock, self.limits.class, timeout, body.clone())
                 .to(device.0, fence)
                 .with_sink(buffer);
             let error = match self.caller.call(&address, request).await {
                 Ok(answer) => {
+                    let now = self.rt.now();
                     self.note(device, answer.vitals);
+                    self.devices.well(device, Work::Read, now.since(asked), now);
                     let payload = answer.payload.ok_or(Miss::Lost)?;
                     match self.checked(device, layout, want, &answer.body, payload) {
                         // The device, or the way here: a second look tells. Taken for lost, blocks

@@ -1,16 +1,20 @@
 //! What reading and writing have in common: the cluster, memory, limits.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bb_cluster::ClusterMap;
-use bb_proto::{DeviceId, NodeId, PartitionId, ServiceClass};
+use bb_cluster::{Candidate, ClusterMap, DeviceState, layout_over};
+use bb_erasure::Geometry;
+use bb_proto::{DeviceId, Failure, NodeId, PartitionId, ServiceClass};
 use bb_runtime::{BufMut, BufPool, Rt, sync::Semaphore};
-use bb_transport::{Address, CallError, Caller, Vitals};
+use bb_transport::{Address, Answer, CallError, CallFuture, Caller, Vitals};
+use futures_util::future::{Either, select};
 
-use crate::devices::Devices;
+use crate::budget::Budget;
+use crate::devices::{Devices, Why};
 
 /// What the owner of a [`PgIo`] knows of the cluster.
 pub trait View {
@@ -20,6 +24,10 @@ pub trait View {
     fn seen(&self, vitals: Vitals);
     /// Fetches the map again; done when the attempt has ended.
     fn refresh(&self) -> Pin<Box<dyn Future<Output = ()>>>;
+    /// The slice that is written to; `None` for all. Everything is read from everywhere.
+    fn slice(&self) -> Option<Rc<str>> {
+        None
+    }
 }
 
 /// How long to wait for what.
@@ -49,6 +57,94 @@ impl Default for Limits {
     }
 }
 
+/// What was done so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PgStats {
+    /// Requests for chunks of blocks, extra ones not counted.
+    pub gets: u64,
+    /// Reads that asked others because a member was late.
+    pub hedges: u64,
+    /// Extra requests that these sent.
+    pub hedge_gets: u64,
+    /// Hedged reads that ended before the member had answered.
+    pub hedges_won: u64,
+    /// Blocks that were computed from others.
+    pub reconstructed: u64,
+    /// Requests to write a block, extra ones not counted.
+    pub puts: u64,
+    /// Blocks that were written to another device because the first refused or did not answer.
+    pub puts_replaced: u64,
+    /// Extra requests of these, while the first was late.
+    pub hedge_puts: u64,
+}
+
+/// Where requests to a partition go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Primary {
+    /// To this address, with this configuration number to fence with.
+    At {
+        /// Where its node listens.
+        address: Address,
+        /// Configuration number.
+        config: u64,
+        /// Incarnation of the node's process.
+        incarnation: u64,
+    },
+    /// Nowhere now: no replica of it is alive. It is waited for.
+    Down,
+    /// Nowhere: its last replica is damaged, and the operator decides what becomes of it.
+    Lost,
+}
+
+impl Primary {
+    /// What the map says of a partition.
+    pub fn of(map: &ClusterMap, partition: PartitionId) -> Self {
+        let entry = map.partition(partition);
+        if entry.is_some_and(|entry| entry.lost) {
+            return Self::Lost;
+        }
+        let node = entry.and_then(|entry| map.node(NodeId(entry.primary)));
+        match (entry, node) {
+            (Some(entry), Some(node)) if node.is_active() => Self::At {
+                address: Address::from(node.address.as_str()),
+                config: entry.config,
+                incarnation: node.incarnation,
+            },
+            _ => Self::Down,
+        }
+    }
+
+    /// True if a request that was sent there may still be answered: by the same process.
+    pub fn is_still(&self, map: &ClusterMap, partition: PartitionId) -> bool {
+        let process = |primary: &Self| match primary {
+            Self::At { address, incarnation, .. } => Some((address.clone(), *incarnation)),
+            Self::Down | Self::Lost => None,
+        };
+        process(self) == process(&Self::of(map, partition))
+    }
+}
+
+/// The error for what was in a partition that is lost.
+pub fn partition_lost(partition: PartitionId) -> Failure {
+    let text = format!(
+        "partition {partition} is lost: its last replica is damaged, and the operator has to decide"
+    );
+    Failure::errno(EIO, text)
+}
+
+/// As the system numbers it.
+const EIO: i32 = 5;
+
+/// Where requests to a device go.
+pub(crate) enum Place {
+    /// To this address, with this incarnation to fence with.
+    At(Address, u64),
+    /// Nowhere now: its node is down, and may come back with it.
+    Away,
+    /// Nowhere: it was given up.
+    Gone,
+}
+
 /// Reads and writes parity groups. Cheap to clone.
 #[derive(Clone)]
 pub struct PgIo {
@@ -58,6 +154,9 @@ pub struct PgIo {
     pub(crate) view: Rc<dyn View>,
     pub(crate) limits: Limits,
     pub(crate) devices: Rc<Devices>,
+    pub(crate) late_reads: Rc<Budget>,
+    pub(crate) late_puts: Rc<Budget>,
+    pub(crate) stats: Rc<Cell<PgStats>>,
     /// Held while an operation takes its buffers. Only one operation at a time holds some and waits
     /// for more; those that hold all of theirs end without taking another (rule 14).
     taking: Semaphore,
@@ -65,6 +164,37 @@ pub struct PgIo {
     pub(crate) trust_crcs: Rc<std::cell::Cell<bool>>,
     #[cfg(feature = "planted")]
     pub(crate) hold_and_wait: Rc<std::cell::Cell<bool>>,
+}
+
+/// A request without an answer for so long may have gone to a node that is dead: the map will say so.
+/// Doubles up to [`LOOK_AFTER_MAX`].
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+const LOOK_AFTER_MAX: Duration = Duration::from_secs(8);
+
+/// Waits for the answer of a call, looking at the map now and then: once `is_current` says no, the
+/// answer is not waited for any more. For requests that may be repeated elsewhere.
+///
+/// # Errors
+/// Those of the call; [`CallError::TimedOut`] where it was given up.
+pub async fn while_current(
+    rt: &Rt,
+    view: &dyn View,
+    call: CallFuture,
+    is_current: impl Fn() -> bool,
+) -> Result<Answer, CallError> {
+    let (mut call, mut wait) = (call, LOOK_AFTER);
+    loop {
+        let look = Box::pin(async {
+            rt.sleep(wait).await;
+            view.refresh().await;
+        });
+        match select(call, look).await {
+            Either::Left((result, _)) => return result,
+            Either::Right(((), _)) if !is_current() => return Err(CallError::TimedOut),
+            Either::Right(((), rest)) => call = rest,
+        }
+        wait = (wait * 2).min(LOOK_AFTER_MAX);
+    }
 }
 
 /// First wait after a refusal or a lost connection; doubles up to [`BACK_OFF_MAX`].
@@ -87,6 +217,9 @@ impl PgIo {
             view,
             limits,
             devices: Rc::default(),
+            late_reads: Rc::default(),
+            late_puts: Rc::default(),
+            stats: Rc::default(),
             taking: Semaphore::new(1),
             #[cfg(feature = "planted")]
             trust_crcs: Rc::default(),
@@ -123,33 +256,65 @@ impl PgIo {
         sizes.iter().map(|size| self.pool.try_alloc(*size)).collect()
     }
 
-    /// The address of a device's node and the incarnation to fence with; `None` where the map says
-    /// that it is gone or failed.
-    pub(crate) fn place(&self, device: DeviceId) -> Option<(Address, u64)> {
-        let map = self.view.map();
-        let entry = map.device(device)?;
-        let node = map.node(NodeId(entry.node))?;
-        let well = entry.state == bb_cluster::DeviceState::Active as i32
-            && node.state == bb_cluster::NodeState::Active as i32;
-        well.then(|| (Address::from(node.address.as_str()), entry.incarnation))
+    /// Figures.
+    pub fn stats(&self) -> PgStats {
+        self.stats.get()
     }
 
-    /// The address of a partition's primary and the configuration number to fence with.
-    pub(crate) fn primary(&self, partition: PartitionId) -> Option<(Address, u64)> {
+    pub(crate) fn count(&self, change: impl FnOnce(&mut PgStats)) {
+        let mut stats = self.stats.get();
+        change(&mut stats);
+        self.stats.set(stats);
+    }
+
+    /// The geometry of a group that is written now: N shrinks where nodes (or devices) are missing,
+    /// refuse or do not answer, K stays. `None` where not even 1+K are there.
+    pub fn usable_geometry(&self, wanted: Geometry) -> Option<Geometry> {
+        let (map, now) = (self.view.map(), self.rt.now());
+        let all = self.candidates();
+        let well: Vec<Candidate> =
+            all.iter().copied().filter(|c| !self.devices.is_avoided(&map, c.device, now)).collect();
+        let small = |n: usize| u8::try_from(n).unwrap_or(u8::MAX);
+        let (data, parity) = (small(wanted.data()), small(wanted.parity()));
+        let full = layout_over(data, parity, &all)?;
+        // Never at the price of blocks that share a node.
+        let now = layout_over(data, parity, &well).filter(|now| now.apart == full.apart);
+        Geometry::new(now.unwrap_or(full).data, parity).ok()
+    }
+
+    /// The devices that may take blocks, with what is known of them.
+    pub(crate) fn candidates(&self) -> Vec<Candidate> {
+        let slice = self.view.slice();
+        self.devices.candidates(&self.view.map(), slice.as_deref(), self.rt.now())
+    }
+
+    /// Where requests to a device go, as the map says.
+    pub(crate) fn place(&self, device: DeviceId) -> Place {
         let map = self.view.map();
-        let entry = map.partition(partition)?;
-        let node = map.node(NodeId(entry.primary))?;
-        Some((Address::from(node.address.as_str()), entry.config))
+        let Some(entry) = map.device(device) else { return Place::Gone };
+        let Some(node) = map.node(NodeId(entry.node)) else { return Place::Gone };
+        if entry.state != i32::from(DeviceState::Active) || node.has_left() {
+            return Place::Gone;
+        }
+        if !node.is_active() {
+            return Place::Away;
+        }
+        Place::At(Address::from(node.address.as_str()), entry.incarnation)
     }
 
     pub(crate) fn note(&self, device: DeviceId, vitals: Vitals) {
-        self.devices.seen(device, vitals);
+        self.devices.seen(device, vitals, self.rt.now());
         self.view.seen(vitals);
     }
 
     pub(crate) fn note_error(&self, device: DeviceId, error: &CallError) {
-        if let CallError::Refused(_, vitals) = error {
-            self.note(device, *vitals);
+        let (map, now) = (self.view.map(), self.rt.now());
+        match error {
+            CallError::Refused(_, vitals) => self.note(device, *vitals),
+            CallError::TimedOut => self.devices.avoid(&map, device, Why::Silent, now),
+            CallError::Disconnected { .. } | CallError::Rejected(_) => {
+                self.devices.avoid_node(&map, device, now);
+            }
         }
     }
 

@@ -1,6 +1,5 @@
 //! Geometry and block sizes: what a parity group with so many bytes looks like.
 
-use bb_cluster::{ClusterMap, DeviceState, NodeState};
 use bb_erasure::{CodecId, ErasureError, Geometry, codec, default_codec};
 use bb_proto::{Member, PG_DATA_BYTES_MAX, PgBody};
 
@@ -86,23 +85,6 @@ impl Shape {
     pub const fn data_bytes(&self) -> usize {
         self.geometry.data() << self.block_log2
     }
-}
-
-/// The geometry that active nodes and devices permit: K stays, N shrinks. With at least 1+K nodes a
-/// node gets one block of a group, with fewer a device does. `None` where not even 1+K fit.
-pub fn usable_geometry(map: &ClusterMap, wanted: Geometry) -> Option<Geometry> {
-    let is_active = |node: u32| {
-        map.node(bb_proto::NodeId(node)).is_some_and(|n| n.state == NodeState::Active as i32)
-    };
-    let active =
-        |d: &&bb_cluster::DeviceEntry| d.state == DeviceState::Active as i32 && is_active(d.node);
-    let mut nodes: Vec<u32> = map.devices.iter().filter(active).map(|d| d.node).collect();
-    let devices = nodes.len();
-    nodes.sort_unstable();
-    nodes.dedup();
-    let places = if nodes.len() > wanted.parity() { nodes.len() } else { devices };
-    let data = places.checked_sub(wanted.parity())?.min(wanted.data());
-    Geometry::new(u8::try_from(data).ok()?, u8::try_from(wanted.parity()).ok()?).ok()
 }
 
 /// The parts of a descriptor that matter for reading blocks, checked.

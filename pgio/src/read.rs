@@ -8,7 +8,7 @@ use bb_transport::{CallError, Outgoing};
 
 use crate::ReadError;
 use crate::gather::{ReadOptions, ReadReport, Want};
-use crate::io::PgIo;
+use crate::io::{PgIo, Primary, partition_lost, while_current};
 use crate::layout::BlockLayout;
 
 /// How often inline bytes that came damaged are asked for again.
@@ -100,16 +100,25 @@ impl PgIo {
         let body = meta::encode(&GetInline { capability: capability.into(), pg });
         let give_up = self.rt.now() + self.limits.give_up;
         for attempt in 0.. {
-            let sink = self.take_buffers(&[len]).await.pop();
-            let Some((address, fence)) = self.primary(home) else {
-                return Err(ReadError::Descriptor("home is no partition of this cluster".into()));
+            let primary = Primary::of(&self.view.map(), home);
+            let (address, fence) = match &primary {
+                Primary::At { address, config, .. } => (address, *config),
+                Primary::Lost => return Err(ReadError::Refused(partition_lost(home))),
+                Primary::Down if self.rt.now() >= give_up => return Err(ReadError::Unreachable),
+                Primary::Down => {
+                    self.back_off(attempt).await;
+                    self.view.refresh().await;
+                    continue;
+                }
             };
             let timeout = self.limits.get_timeout;
             let mut request =
                 Outgoing::new(Kind::GetInline, self.limits.class, timeout, body.clone())
                     .to(home.0, fence);
-            request.sink = sink;
-            match self.caller.call(&address, request).await {
+            request.sink = self.take_buffers(&[len]).await.pop();
+            let call = self.caller.call(address, request);
+            let is_current = || primary.is_still(&self.view.map(), home);
+            match while_current(&self.rt, &*self.view, call, is_current).await {
                 Ok(answer) => {
                     self.view.seen(answer.vitals);
                     let bytes = answer.payload.map(bb_runtime::BufMut::freeze);

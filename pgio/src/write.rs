@@ -1,31 +1,80 @@
-//! Writing: all blocks in parallel, a member that refuses replaced by another.
+//! Writing: all blocks in parallel. A member that refuses is replaced by another device, on another
+//! node while there are nodes enough; for one that is late another is written beside it, within a
+//! budget, and what is durable first counts.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
-use bb_cluster::{Placement, choose_members};
+use bb_cluster::{Apart, Candidate, Placement, Rules, choose_members_beside, layout_over};
 use bb_proto::{Capability, Code, DeviceId, Failure, Kind, PgDescriptor, PgId, PutBlock};
+use bb_runtime::Instant;
 use bb_transport::{CallError, Outgoing};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use crate::io::PgIo;
+use crate::devices::{Why, Work};
+use crate::io::{PgIo, Place};
 use crate::sealed::Sealed;
 use crate::{Shape, WriteError};
-
-/// How long new groups avoid a device that has no room, or that failed: long enough to spare each
-/// group the refusal, short enough to notice freed space.
-const AVOID_FULL: Duration = Duration::from_secs(2);
-/// The same for one that does not answer.
-const AVOID_SILENT: Duration = Duration::from_secs(1);
 
 /// Why a device did not take a block.
 enum Refusal {
     NoSpace,
     Failed,
+    /// No answer, or its node is down.
     Silent,
     /// Another device would say the same.
     Final(Failure),
+}
+
+/// A put on its way.
+struct Flight {
+    device: DeviceId,
+    began: Instant,
+    /// When it is looked at again.
+    due: Instant,
+    late: bool,
+}
+
+/// One block and where it goes.
+#[derive(Default)]
+struct Slot {
+    flights: Vec<Flight>,
+    done: Option<DeviceId>,
+}
+
+impl Slot {
+    fn devices(&self) -> impl Iterator<Item = DeviceId> + '_ {
+        self.flights.iter().map(|flight| flight.device).chain(self.done)
+    }
+
+    /// True if it needs a device: it has none, or only such as are late.
+    fn wants(&self, also_late: bool) -> bool {
+        self.done.is_none() && self.flights.iter().all(|flight| also_late && flight.late)
+    }
+}
+
+enum Event {
+    Put(usize, DeviceId, Result<(), Refusal>),
+    MapIsNew,
+}
+
+type Events<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = Event> + 'a>>>;
+
+/// One group on its way.
+struct Round<'a> {
+    io: &'a PgIo,
+    capability: &'a Capability,
+    pg: PgId,
+    sealed: &'a Sealed,
+    slots: Vec<Slot>,
+    /// Who refused this group.
+    full: BTreeSet<DeviceId>,
+    silent: BTreeSet<DeviceId>,
+    events: Events<'a>,
+    asking_map: bool,
 }
 
 impl PgIo {
@@ -47,38 +96,30 @@ impl PgIo {
     ) -> Result<PgDescriptor, WriteError> {
         let total = sealed.shape.geometry.total();
         let give_up = self.rt.now() + self.limits.give_up;
-        let mut round = Round { full: BTreeSet::new(), silent: BTreeSet::new() };
-        let mut placed: BTreeMap<usize, DeviceId> = BTreeMap::new();
-        let mut done: BTreeSet<usize> = BTreeSet::new();
+        let mut round = Round {
+            io: self,
+            capability,
+            pg,
+            sealed,
+            slots: (0..total).map(|_| Slot::default()).collect(),
+            full: BTreeSet::new(),
+            silent: BTreeSet::new(),
+            events: FuturesUnordered::new(),
+            asking_map: false,
+        };
         for attempt in 0.. {
-            let puts = FuturesUnordered::new();
-            let put = |index, device| async move {
-                (index, device, self.put(capability, pg, sealed, index, device).await)
-            };
-            let missing: Vec<usize> = (0..total).filter(|i| !placed.contains_key(i)).collect();
-            for (index, device) in missing.iter().zip(self.choose(pg, &placed, &round, &missing)) {
-                placed.insert(*index, device);
-                puts.push(put(*index, device));
-            }
-            let mut puts = puts;
-            while let Some((index, device, result)) = puts.next().await {
-                let Err(refusal) = result else {
-                    done.insert(index);
-                    continue;
-                };
-                placed.remove(&index);
-                round.refused(self, device, refusal)?;
-                if let Some(other) = self.choose(pg, &placed, &round, &[index]).first() {
-                    placed.insert(index, *other);
-                    puts.push(put(index, *other));
-                }
-            }
-            if done.len() == total {
-                let devices: Vec<DeviceId> = placed.into_values().collect();
+            round.run().await?;
+            let devices: Vec<DeviceId> = round.slots.iter().filter_map(|slot| slot.done).collect();
+            if devices.len() == total {
                 return Ok(sealed.descriptor(pg, &devices));
             }
             if round.silent.is_empty() || self.rt.now() >= give_up {
-                return Err(self.exhausted(&round, total));
+                return Err(round.exhausted());
+            }
+            let geometry = sealed.shape.geometry;
+            if self.usable_geometry(geometry).is_some_and(|now| now.data() < geometry.data()) {
+                // Fewer blocks can be had at once, which beats waiting for the silent.
+                return Err(round.no_space());
             }
             // Everything is silent: a server restarts. Ask all of them again.
             round.silent.clear();
@@ -86,49 +127,6 @@ impl PgIo {
             self.view.refresh().await;
         }
         Err(WriteError::Unreachable)
-    }
-
-    fn exhausted(&self, round: &Round, needed: usize) -> WriteError {
-        if !round.silent.is_empty() {
-            return WriteError::Unreachable;
-        }
-        let map = self.view.map();
-        let usable = self.devices.candidates(&map, |d| !round.full.contains(&d)).len();
-        WriteError::NoSpace { usable, needed }
-    }
-
-    /// Devices for the blocks `missing`, apart from those that hold or refused one. May be too few.
-    fn choose(
-        &self,
-        pg: PgId,
-        placed: &BTreeMap<usize, DeviceId>,
-        round: &Round,
-        missing: &[usize],
-    ) -> Vec<DeviceId> {
-        let map = self.view.map();
-        let free = |device: DeviceId| {
-            !placed.values().any(|d| *d == device)
-                && !round.full.contains(&device)
-                && !round.silent.contains(&device)
-        };
-        let mut candidates =
-            self.devices.candidates(&map, |d| free(d) && !self.devices.is_avoided(&self.rt, d));
-        if candidates.len() < missing.len() {
-            // Rather one that refused another group a moment ago than none.
-            candidates = self.devices.candidates(&map, free);
-        }
-        // Nodes that hold a block of this group come last.
-        let node = |d: &DeviceId| map.device(*d).map(|entry| entry.node);
-        let taken: Vec<u32> = placed.values().filter_map(node).collect();
-        let apart: Vec<_> =
-            candidates.iter().copied().filter(|c| !taken.contains(&c.node)).collect();
-        if apart.len() >= missing.len() {
-            candidates = apart;
-        }
-        let placement =
-            if map.deterministic { Placement::Deterministic } else { Placement::LeastLoaded };
-        let mut chance = |bound: u64| self.rt.random_below(bound);
-        choose_members(placement, pg, &candidates, missing.len(), &mut chance)
     }
 
     async fn put(
@@ -148,18 +146,24 @@ impl PgIo {
             chunk_crcs: sealed.chunk_crcs(index).to_vec(),
         }
         .encode();
-        let _under_way = self.devices.begin(device);
-        let patience = self.rt.now() + self.limits.busy_max;
+        let began = self.rt.now();
+        let _under_way = self.devices.begin(&self.view.map(), device, Work::Put, began);
+        let patience = began + self.limits.busy_max;
         for attempt in 0.. {
-            let Some((address, fence)) = self.place(device) else { return Err(Refusal::Failed) };
-            let timeout = self.limits.put_timeout;
+            let (address, fence) = match self.place(device) {
+                Place::At(address, fence) => (address, fence),
+                Place::Away => return Err(Refusal::Silent),
+                Place::Gone => return Err(Refusal::Failed),
+            };
+            let (timeout, asked) = (self.limits.put_timeout, self.rt.now());
             let request = Outgoing::new(Kind::PutBlock, self.limits.class, timeout, body.clone())
                 .to(device.0, fence)
                 .with_payload(vec![sealed.block(index).clone()]);
             let error = match self.caller.call(&address, request).await {
                 Ok(answer) => {
+                    let now = self.rt.now();
                     self.note(device, answer.vitals);
-                    self.devices.well(device);
+                    self.devices.well(device, Work::Put, now.since(asked), now);
                     return Ok(());
                 }
                 Err(error) => error,
@@ -183,25 +187,188 @@ impl PgIo {
     }
 }
 
-/// Who refused this group.
-struct Round {
-    full: BTreeSet<DeviceId>,
-    silent: BTreeSet<DeviceId>,
-}
-
-impl Round {
-    fn refused(&mut self, io: &PgIo, device: DeviceId, refusal: Refusal) -> Result<(), WriteError> {
-        match refusal {
-            Refusal::Final(failure) => return Err(WriteError::Refused(failure)),
-            Refusal::NoSpace | Refusal::Failed => {
-                self.full.insert(device);
-                io.devices.avoid(&io.rt, device, AVOID_FULL);
-            }
-            Refusal::Silent => {
-                self.silent.insert(device);
-                io.devices.avoid(&io.rt, device, AVOID_SILENT);
+impl<'a> Round<'a> {
+    /// Puts until every block is durable somewhere, or nothing more can be done for now.
+    async fn run(&mut self) -> Result<(), WriteError> {
+        self.place_all();
+        loop {
+            let open = || self.slots.iter().filter(|slot| slot.done.is_none());
+            let due = open().flat_map(|slot| &slot.flights).map(|flight| flight.due).min();
+            let Some(due) = due else { return Ok(()) };
+            let wait = due.since(self.io.rt.now());
+            match self.io.rt.timeout(wait, self.events.next()).await {
+                Ok(Some(Event::Put(index, device, result))) => self.ended(index, device, result)?,
+                Ok(Some(Event::MapIsNew)) => {
+                    self.asking_map = false;
+                    self.look_at_map();
+                }
+                Ok(None) => return Ok(()),
+                Err(_) => self.look_at_clock(),
             }
         }
+    }
+
+    /// Finds a device for every block that has none.
+    fn place_all(&mut self) {
+        let bare: Vec<usize> =
+            (0..self.slots.len()).filter(|index| self.slots[*index].wants(false)).collect();
+        for (index, device) in bare.iter().zip(self.choose(bare.len())) {
+            self.io.late_puts.earn();
+            self.io.count(|stats| stats.puts += 1);
+            self.launch(*index, device);
+        }
+    }
+
+    fn launch(&mut self, index: usize, device: DeviceId) {
+        let (io, capability, pg, sealed) = (self.io, self.capability, self.pg, self.sealed);
+        let began = io.rt.now();
+        let due = began + io.devices.put_late(device);
+        self.slots[index].flights.push(Flight { device, began, due, late: false });
+        self.events.push(Box::pin(async move {
+            Event::Put(index, device, io.put(capability, pg, sealed, index, device).await)
+        }));
+    }
+
+    fn ended(
+        &mut self,
+        index: usize,
+        device: DeviceId,
+        result: Result<(), Refusal>,
+    ) -> Result<(), WriteError> {
+        let slot = &mut self.slots[index];
+        let before = slot.flights.len();
+        slot.flights.retain(|flight| flight.device != device);
+        if slot.done.is_some() || slot.flights.len() == before {
+            // Nobody waits for it any more.
+            return Ok(());
+        }
+        match result {
+            Ok(()) => {
+                slot.done = Some(device);
+                // What another device does with it is settled between that and home (rule 1).
+                slot.flights.clear();
+            }
+            Err(Refusal::Final(failure)) => return Err(WriteError::Refused(failure)),
+            Err(refusal) => self.refused(index, device, &refusal),
+        }
         Ok(())
+    }
+
+    fn refused(&mut self, index: usize, device: DeviceId, refusal: &Refusal) {
+        let (map, now) = (self.io.view.map(), self.io.rt.now());
+        if matches!(refusal, Refusal::Silent) {
+            self.silent.insert(device);
+            self.io.devices.avoid(&map, device, Why::Silent, now);
+        } else {
+            self.full.insert(device);
+            self.io.devices.avoid(&map, device, Why::Refuses, now);
+        }
+        if self.slots[index].wants(false) {
+            self.replace(index);
+        }
+    }
+
+    fn replace(&mut self, index: usize) -> bool {
+        let Some(other) = self.choose(1).first().copied() else { return false };
+        self.io.count(|stats| stats.puts_replaced += 1);
+        self.launch(index, other);
+        true
+    }
+
+    /// Puts whose time is up are late: another device gets the block, too, within the budget.
+    fn look_at_clock(&mut self) {
+        let now = self.io.rt.now();
+        let mut late = Vec::new();
+        for (index, slot) in self.slots.iter_mut().enumerate().filter(|(_, s)| s.done.is_none()) {
+            for flight in slot.flights.iter_mut().filter(|flight| flight.due <= now) {
+                flight.due = now + now.since(flight.began).max(Duration::from_millis(1));
+                flight.late = true;
+                self.io.devices.avoid(&self.io.view.map(), flight.device, Why::Silent, now);
+            }
+            if slot.wants(true) {
+                late.push(index);
+            }
+        }
+        for index in late {
+            if self.io.late_puts.spend(1) && self.replace(index) {
+                self.io.count(|stats| stats.hedge_puts += 1);
+            }
+        }
+        if !std::mem::replace(&mut self.asking_map, true) {
+            let refresh = self.io.view.refresh();
+            self.events.push(Box::pin(async move {
+                refresh.await;
+                Event::MapIsNew
+            }));
+        }
+    }
+
+    /// Who is down by the map that has come is not waited for.
+    fn look_at_map(&mut self) {
+        for index in 0..self.slots.len() {
+            let gone = |d: &DeviceId| !matches!(self.io.place(*d), Place::At(..));
+            let flights = self.slots[index].flights.iter().map(|flight| flight.device);
+            let gone: Vec<DeviceId> = flights.filter(gone).collect();
+            for device in gone {
+                self.slots[index].flights.retain(|flight| flight.device != device);
+                self.refused(index, device, &Refusal::Silent);
+            }
+        }
+    }
+
+    /// Devices for so many blocks, apart from those that hold, are given, or refused one. May be too
+    /// few.
+    fn choose(&self, count: usize) -> Vec<DeviceId> {
+        let (io, map, now) = (self.io, self.io.view.map(), self.io.rt.now());
+        let all = io.candidates();
+        let rules = Rules {
+            placement: if map.deterministic {
+                Placement::Deterministic
+            } else {
+                Placement::LeastLoaded
+            },
+            apart: self.apart(&all),
+        };
+        let given: Vec<DeviceId> = self.slots.iter().flat_map(Slot::devices).collect();
+        let free = |c: &Candidate| {
+            !given.contains(&c.device)
+                && !self.full.contains(&c.device)
+                && !self.silent.contains(&c.device)
+        };
+        let free: Vec<Candidate> = all.into_iter().filter(free).collect();
+        let well = |c: &Candidate| !io.devices.is_avoided(&map, c.device, now);
+        let well: Vec<Candidate> = free.iter().copied().filter(well).collect();
+        let node = |d: &DeviceId| map.device(*d).map(|entry| entry.node);
+        let taken: Vec<u32> = given.iter().filter_map(node).collect();
+        let mut chance = |bound: u64| io.rt.random_below(bound);
+        let mut choose = |from: &[Candidate]| {
+            choose_members_beside(rules, self.pg, from, &taken, count, &mut chance)
+        };
+        let chosen = choose(&well);
+        if chosen.len() >= count {
+            return chosen;
+        }
+        // Rather one that refused another group a moment ago than none.
+        choose(&free)
+    }
+
+    /// What keeps the blocks apart: the nodes of the map, not those that happen to answer.
+    fn apart(&self, all: &[Candidate]) -> Apart {
+        let geometry = self.sealed.shape.geometry;
+        let small = |n: usize| u8::try_from(n).unwrap_or(u8::MAX);
+        let layout = layout_over(small(geometry.data()), small(geometry.parity()), all);
+        layout.map_or(Apart::Nodes, |layout| layout.apart)
+    }
+
+    fn exhausted(&self) -> WriteError {
+        if self.silent.is_empty() { self.no_space() } else { WriteError::Unreachable }
+    }
+
+    fn no_space(&self) -> WriteError {
+        let all = self.io.candidates();
+        let refused =
+            |c: &Candidate| self.full.contains(&c.device) || self.silent.contains(&c.device);
+        let usable = all.iter().filter(|c| !refused(c)).count();
+        WriteError::NoSpace { usable, needed: self.slots.len() }
     }
 }

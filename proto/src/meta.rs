@@ -1120,6 +1120,44 @@ pub struct NodeStatus {
     /// Open sessions.
     #[prost(uint64, tag = "13")]
     pub sessions: u64,
+    /// The node that leads the Raft group as far as this one knows; 0: it knows of none.
+    #[prost(uint32, tag = "14")]
+    pub leader: u32,
+    /// Term of the Raft group, where this node votes; else 0.
+    #[prost(uint64, tag = "15")]
+    pub term: u64,
+    /// Voter numbers of the Raft group's members as this node, where it votes, knows them.
+    #[prost(uint64, repeated, tag = "16")]
+    pub voters: Vec<u64>,
+    /// It may serve as a primary now.
+    #[prost(bool, tag = "17")]
+    pub has_lease: bool,
+    /// Its process has its place in the map.
+    #[prost(bool, tag = "18")]
+    pub has_joined: bool,
+    /// What its replicas do.
+    #[prost(message, required, tag = "19")]
+    pub replicas: ReplicaCounts,
+}
+
+/// Replicas of a node by what they do.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct ReplicaCounts {
+    /// Primaries that serve.
+    #[prost(uint32, tag = "1")]
+    pub serving: u32,
+    /// Primaries that take over, or give their role away.
+    #[prost(uint32, tag = "2")]
+    pub changing: u32,
+    /// Backups.
+    #[prost(uint32, tag = "3")]
+    pub following: u32,
+    /// Replicas that have a snapshot, and are no backups yet.
+    #[prost(uint32, tag = "4")]
+    pub filling: u32,
+    /// Replicas that are not believed: they wait for a snapshot, or for their removal.
+    #[prost(uint32, tag = "5")]
+    pub absent: u32,
 }
 
 /// State of a device.

@@ -77,6 +77,9 @@ pub struct NodeConfig {
     pub metadata_bytes_max: u64,
     /// Votes, and holds neither data nor partitions.
     pub witness: bool,
+    /// A process that the cluster goes on without starts itself anew; else it ends with status 75
+    /// and leaves that to its supervisor.
+    pub restart: bool,
 }
 
 /// `[log]` or `[[device]]`
@@ -163,6 +166,8 @@ struct RawNode {
     metadata_memory: Spanned<Bytes>,
     #[serde(default)]
     witness: bool,
+    #[serde(default = "default_true")]
+    restart: bool,
 }
 
 #[derive(Deserialize)]
@@ -316,13 +321,13 @@ impl Check<'_> {
         let devices: Vec<StoreConfig> =
             raw.device.iter().map(|d| self.store(d.get_ref(), DEVICE_BYTES_MIN)).collect();
         self.distinct(raw);
-        let cluster = self.cluster(&raw.cluster, devices.len());
+        let cluster = self.cluster(&raw.cluster);
         let joins = !cluster.join.is_empty();
         self.require(&raw.node, joins || !node.witness, "a witness needs a cluster to join");
         let text = "a witness holds no data: it has no devices";
         self.require(&raw.node, !node.witness || devices.is_empty(), text);
         let text = "there are no devices";
-        self.require(&raw.node, node.witness || !joins || !devices.is_empty(), text);
+        self.require(&raw.node, node.witness || !devices.is_empty(), text);
         Config {
             node: NodeConfig {
                 id: *node.id.get_ref(),
@@ -331,6 +336,7 @@ impl Check<'_> {
                 huge_pages: node.huge_pages,
                 metadata_bytes_max: metadata,
                 witness: node.witness,
+                restart: node.restart,
             },
             log,
             devices,
@@ -349,7 +355,7 @@ impl Check<'_> {
         }
     }
 
-    fn cluster(&mut self, raw: &RawCluster, devices: usize) -> ClusterConfig {
+    fn cluster(&mut self, raw: &RawCluster) -> ClusterConfig {
         for peer in &raw.join {
             self.require(peer, is_address(peer.get_ref()), "join must list host:port");
         }
@@ -358,15 +364,6 @@ impl Check<'_> {
         let (data, parity): (u8, u8) = geometry.unwrap_or((0, 0));
         let known = (1..=16).contains(&data) && parity <= 4;
         self.require(&raw.geometry, known, "geometry must be N+K from 1+0 to 16+4");
-        let needed = usize::from(data) + usize::from(parity);
-        self.require(
-            &raw.geometry,
-            !known || needed <= devices || !raw.join.is_empty(),
-            format!(
-                "geometry {} needs {needed} devices, there are {devices}",
-                raw.geometry.get_ref()
-            ),
-        );
         let partitions = *raw.partitions.get_ref();
         self.require(
             &raw.partitions,
@@ -436,12 +433,29 @@ path = "/scratch"
     }
 
     #[test]
+    fn the_example_is_good_also_with_its_defaults_written_out() {
+        let example = include_str!("../../docs/bb.conf");
+        let config = Config::parse(example).expect("good");
+        assert!(config.cluster.join.is_empty() && config.node.restart);
+        // Comments of one `#` and a key are settings.
+        let is_setting = |line: &str| line.contains(" = ") && !line.contains("join");
+        let all: Vec<&str> = example
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|rest| is_setting(rest)).unwrap_or(line))
+            .collect();
+        let written = Config::parse(&all.join("\n")).expect("good");
+        assert_eq!(written.node, config.node);
+        assert_eq!(written.cluster, config.cluster);
+        assert_eq!(written.bfs, config.bfs);
+    }
+
+    #[test]
     fn every_error_is_reported_with_its_line() {
         let bad = GOOD
             .replace("127.0.0.1:7400", "nowhere")
             .replace("\"256MiB\"", "\"1MiB\"")
             .replace("/dev/nvme1n1", "/dev/nvme0n1")
-            + "[cluster]\ngeometry = \"8+2\"\n";
+            + "[cluster]\ngeometry = \"8+5\"\n";
         let errors = Config::parse(&bad).expect_err("four errors");
         let lines: Vec<usize> = errors.iter().map(|(line, _)| *line).collect();
         assert_eq!(lines, [3, 7, 12, 20], "{errors:?}");

@@ -1,6 +1,7 @@
-//! `./x demo`: the main job of the product, with a real server and real data.
+//! `./x demo`: the main job of the product, with real servers and real data.
 
 mod clock;
+mod cluster;
 mod compare;
 mod place;
 mod processes;
@@ -18,7 +19,7 @@ use steps::Demo;
 /// Arguments of `./x demo`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Leave the server running, and say how to use and stop it
+    /// Leave the servers running, and say how to use and stop them
     #[arg(long)]
     keep: bool,
     /// Copy about so much data (K, M and G are powers of 1024)

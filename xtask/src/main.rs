@@ -8,6 +8,7 @@ mod man;
 mod sim;
 mod step;
 mod test;
+mod thrash;
 
 use std::process::ExitCode;
 
@@ -27,12 +28,14 @@ struct Arguments {
 enum Command {
     /// Show what there is
     Help,
-    /// Copy a directory tree through a real server and lose a device on the way
+    /// Copy a directory tree through four real servers and kill one of them on the way
     Demo(demo::Arguments),
     /// Write man pages and completions (target/man, target/completions)
     Man,
     /// Run all tests and checks (what CI runs)
     Test(test::Arguments),
+    /// Kill, stop and cut off real servers at random, under clients that compare (root)
+    Thrash(thrash::Arguments),
     /// Feed mutated bytes to every decoder (a short form is part of the tests)
     Fuzz(fuzz::Arguments),
     /// Run a simulated cluster; all arguments go to the simulator (--seeds N, --seed S, --family F)
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Man => man::run(),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Thrash(arguments) => thrash::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Sim { arguments } => sim::run(&arguments),
     };

@@ -5,5 +5,5 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    bb_cli::status::bbadm(&bb_cli::arguments::Bbadm::parse())
+    bb_cli::admin::bbadm(&bb_cli::arguments::Bbadm::parse())
 }

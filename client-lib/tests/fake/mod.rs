@@ -1,5 +1,5 @@
-//! A cluster in memory: one server, four devices, eight partitions, nothing durable, everything
-//! naive. Requests arrive, and answers leave, after random delays, so they overtake each other.
+//! A cluster in memory: one server or some, four devices or more, eight partitions, nothing durable,
+//! everything naive, and one state that all servers see. Requests arrive, and answers leave, after random delays, so they overtake each other.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,12 +7,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bb_client::{Client, ClientOptions};
-use bb_cluster::{ClusterMap, DeviceEntry, NodeEntry, PartitionEntry};
+use bb_cluster::{ClusterMap, DeviceEntry, NodeEntry, NodeState, PartitionEntry};
 use bb_erasure::crc32c;
 use bb_proto::meta::{self, NamespaceOp};
 use bb_proto::{
-    Capability, Code, Commit, Failure, Fid, GetBlock, GetBlockReply, Kind, PartitionId, PgBody,
-    PgDescriptor, PgId, PutBlock, Rights, SessionId, Tick, Writer, partition_of,
+    Capability, Code, Commit, DeviceId, Failure, Fid, GetBlock, GetBlockReply, Kind, PartitionId,
+    PgBody, PgDescriptor, PgId, PutBlock, Rights, SessionId, Tick, Writer, partition_of,
     partition_of_session,
 };
 use bb_runtime::{BufMut, BufPool, Rt};
@@ -84,17 +84,25 @@ pub struct Fake {
     pub state: RefCell<State>,
     pub hook: RefCell<Option<Hook>>,
     pub down: Cell<bool>,
-    map: RefCell<ClusterMap>,
+    /// Nodes whose processes are gone: connections to them break.
+    pub dead: RefCell<BTreeSet<u32>>,
+    /// Nodes that take everything and answer nothing.
+    pub mute: RefCell<BTreeSet<u32>>,
+    pub map: RefCell<ClusterMap>,
 }
 
-fn map() -> ClusterMap {
-    let node =
-        NodeEntry { id: 1, address: "server".into(), incarnation: 1, ..NodeEntry::default() };
+/// The address of a node; the first is the seed of every client.
+fn address(node: u32) -> String {
+    if node == 1 { "server".into() } else { format!("server{node}") }
+}
+
+fn map(nodes: u32, devices: u32) -> ClusterMap {
+    let node = |id| NodeEntry { id, address: address(id), incarnation: 1, ..NodeEntry::default() };
     let device = |id| DeviceEntry {
         id,
         uuid: vec![0; 16],
         incarnation: 1,
-        node: 1,
+        node: 1 + id % nodes,
         state: 0,
         capacity_bytes: 1 << 30,
     };
@@ -103,12 +111,15 @@ fn map() -> ClusterMap {
         epoch: 1,
         cluster: vec![1; 16],
         bfs: vec![2; 16],
-        nodes: vec![node],
-        devices: (0..4).map(device).collect(),
-        partitions: vec![
-            PartitionEntry { config: 1, primary: 1, ..PartitionEntry::default() };
-            PARTITIONS as usize
-        ],
+        nodes: (1..=nodes).map(node).collect(),
+        devices: (0..devices).map(device).collect(),
+        partitions: (0..PARTITIONS)
+            .map(|id| PartitionEntry {
+                config: 1,
+                primary: 1 + id % nodes,
+                ..PartitionEntry::default()
+            })
+            .collect(),
         data: 2,
         parity: 1,
         codec: 1,
@@ -121,13 +132,20 @@ fn map() -> ClusterMap {
 
 impl Fake {
     pub fn new(rt: &Rt) -> Rc<Self> {
+        Self::over(rt, 1, 4)
+    }
+
+    /// A cluster of so many nodes; device d is on node 1 + d % nodes, as are primaries.
+    pub fn over(rt: &Rt, nodes: u32, devices: u32) -> Rc<Self> {
         let state = State { next_session: 1, next_fid: 1, ..State::default() };
         Rc::new(Self {
             rt: rt.clone(),
             state: RefCell::new(state),
             hook: RefCell::new(None),
             down: Cell::new(false),
-            map: RefCell::new(map()),
+            dead: RefCell::default(),
+            mute: RefCell::default(),
+            map: RefCell::new(map(nodes, devices)),
         })
     }
 
@@ -138,7 +156,8 @@ impl Fake {
     /// A client of this cluster.
     pub async fn client(self: &Rc<Self>, options: ClientOptions) -> Client {
         let pool = BufPool::new(64 << 20, false).expect("memory");
-        let seeds = vec![Address::from("server")];
+        let nodes: Vec<u32> = self.map.borrow().nodes.iter().map(|node| node.id).collect();
+        let seeds = nodes.into_iter().map(|node| Address::from(address(node).as_str())).collect();
         Client::connect(self.rt.clone(), pool, self.caller(), seeds, options)
             .await
             .expect("connects")
@@ -151,6 +170,29 @@ impl Fake {
     pub fn no_faults(&self) {
         *self.hook.borrow_mut() = None;
         self.down.set(false);
+    }
+
+    /// The map has a node as down, and its partitions at the others.
+    pub fn fail_over(&self, node: u32) {
+        let map = &mut *self.map.borrow_mut();
+        map.epoch += 1;
+        let others: Vec<u32> = {
+            let at = map.nodes.iter().position(|n| n.id == node).expect("known");
+            map.nodes[at].state = NodeState::Down as i32;
+            map.nodes.iter().filter(|n| n.is_active()).map(|n| n.id).collect()
+        };
+        for (at, entry) in map.partitions.iter_mut().enumerate().filter(|(_, e)| e.primary == node)
+        {
+            entry.config += 1;
+            entry.primary = others[at % others.len()];
+        }
+    }
+
+    /// Changes the map.
+    pub fn change_map(&self, change: impl FnOnce(&mut ClusterMap)) {
+        let map = &mut *self.map.borrow_mut();
+        map.epoch += 1;
+        change(map);
     }
 
     pub fn tick(&self) -> u64 {
@@ -220,15 +262,28 @@ impl State {
 struct Handle(Rc<Fake>);
 
 impl Caller for Handle {
-    fn call(&self, _to: &Address, request: Outgoing) -> CallFuture {
-        let fake = self.0.clone();
+    fn call(&self, to: &Address, request: Outgoing) -> CallFuture {
+        let (fake, to) = (self.0.clone(), to.clone());
         Box::pin(async move {
             let rt = fake.rt.clone();
             let delay = || Duration::from_micros(20 + rt.random_below(2_000));
             let deadline = request.deadline;
-            if fake.down.get() {
+            let node = {
+                let map = fake.map.borrow();
+                map.nodes.iter().find(|n| *n.address == *to.0).map_or(0, |n| n.id)
+            };
+            let gone = || fake.down.get() || fake.dead.borrow().contains(&node);
+            if gone() {
                 rt.sleep(delay()).await;
                 return Err(CallError::Disconnected { maybe_sent: false });
+            }
+            if fake.mute.borrow().contains(&node) {
+                rt.sleep(deadline).await;
+                return Err(CallError::TimedOut);
+            }
+            if let Some(failure) = fake.misaddressed(node, &request) {
+                rt.sleep(delay()).await;
+                return Err(CallError::Refused(failure, fake.vitals()));
             }
             let mut hook = fake.hook.borrow_mut().take();
             let fate = hook.as_mut().map_or(Fate::Served, |hook| hook(&request));
@@ -271,12 +326,12 @@ impl Caller for Handle {
                 }
             }
             rt.sleep(delay()).await;
-            if fake.down.get() {
+            if gone() {
                 return Err(CallError::Disconnected { maybe_sent: true });
             }
             let result = fake.serve(request);
             rt.sleep(delay()).await;
-            if fake.down.get() {
+            if gone() {
                 return Err(CallError::Disconnected { maybe_sent: true });
             }
             result
@@ -291,6 +346,21 @@ fn no_payload(body: Vec<u8>) -> Served {
 }
 
 impl Fake {
+    /// A request that is not for this node, or for another configuration.
+    fn misaddressed(&self, node: u32, request: &Outgoing) -> Option<Failure> {
+        let map = self.map.borrow();
+        let fits = match request.kind {
+            Kind::GetMap | Kind::SessionOpen | Kind::NodeStatus => true,
+            Kind::PutBlock | Kind::GetBlock => {
+                map.device(DeviceId(request.target)).is_some_and(|d| d.node == node)
+            }
+            _ => map
+                .partition(PartitionId(request.target))
+                .is_some_and(|entry| entry.primary == node && entry.config == request.fence),
+        };
+        (!fits).then(|| Failure::new(Code::Fenced, ""))
+    }
+
     fn serve(&self, mut request: Outgoing) -> Result<Answer, CallError> {
         *self.state.borrow_mut().served.entry(request.kind).or_default() += 1;
         let sink = request.sink.take();

@@ -35,7 +35,7 @@ impl Round<'_> {
         by_count.sort_unstable();
         for (many, from) in by_count.iter().rev() {
             for (few, to) in by_count.iter().take_while(|(few, _)| few + 2 <= *many) {
-                let settled = self.known.since(*to) >= self.limits.settle;
+                let settled = self.known.is_settled(self.map, *to, self.limits);
                 if !settled || self.tally.get(*to).takes >= most {
                     continue;
                 }
@@ -71,7 +71,7 @@ impl Round<'_> {
                 continue;
             }
             let Some(to) = self.lightest_primary(entry) else { continue };
-            let settled = self.known.since(to) >= self.limits.settle;
+            let settled = self.known.is_settled(self.map, to, self.limits);
             let few = self.tally.get(to).primaries;
             if settled && few + 2 <= self.tally.get(entry.primary).primaries {
                 self.hand_over(id, entry, to);

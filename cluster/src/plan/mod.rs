@@ -32,6 +32,12 @@ impl Known<'_> {
     fn since(&self, node: u32) -> Duration {
         self.for_how_long.get(&NodeId(node)).copied().unwrap_or_default()
     }
+
+    /// True if the node may get roles for the sake of balance: not one that comes and goes.
+    fn is_settled(&self, map: &ClusterMap, node: u32, limits: &PlanLimits) -> bool {
+        let first_life = map.node(NodeId(node)).is_some_and(|entry| entry.incarnation <= 1);
+        first_life || self.since(node) >= limits.settle
+    }
 }
 
 /// How much at a time.
@@ -41,7 +47,8 @@ pub struct PlanLimits {
     pub fillings_per_node: u32,
     /// Moves for the sake of balance that begin in one round.
     pub moves_per_round: usize,
-    /// A node gets roles for the sake of balance only when it has been active for so long.
+    /// A node that was started again gets roles for the sake of balance only when it has been active
+    /// for so long. (A new one gets them at once: who adds a node waits for it.)
     pub settle: Duration,
     /// A voter that is down is replaced after so long.
     pub voter_grace: Duration,

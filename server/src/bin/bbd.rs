@@ -6,8 +6,9 @@ use std::process::ExitCode;
 
 use bb_proto::DeviceId;
 use bb_server::config::Config;
-use bb_server::daemon::{self, DaemonError, Show};
+use bb_server::daemon::{self, DaemonError, Restart, Show};
 use clap::{CommandFactory, Parser, Subcommand};
+use sd_notify::NotifyState;
 
 /// Burstbay's server: keeps data on the devices of this node and moves it to and from the backing
 /// file system.
@@ -23,12 +24,18 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve until SIGTERM or SIGINT.
+    /// Serve until SIGTERM or SIGINT. Where the cluster goes on without this process (it was cut
+    /// off, or paused for too long), it starts itself anew, under the same process number. Exit
+    /// status: 2 = the configuration is wrong, 3 = a device or the log cannot be used or the cluster
+    /// has given this node up, 75 = to be started anew by the supervisor, 1 = anything else.
     Run {
         /// Go on for good without this device of the cluster map; can be given several times. What
         /// it held is reconstructed from the others.
         #[arg(long, value_name = "DEVICE")]
         give_up: Vec<u32>,
+        /// End with status 75 instead of starting anew (as `restart = false` under `[node]` does).
+        #[arg(long)]
+        no_restart: bool,
     },
     /// Make the devices, the commit log and the backing file system those of a new cluster.
     Format {
@@ -85,11 +92,7 @@ fn main() -> ExitCode {
 
 fn execute(arguments: &Arguments) -> Result<(), DaemonError> {
     match &arguments.command {
-        Command::Run { give_up } => {
-            let config = Config::load(&arguments.config)?;
-            let give_up: Vec<DeviceId> = give_up.iter().copied().map(DeviceId).collect();
-            daemon::run(&config, &give_up, notify_ready)
-        }
+        Command::Run { give_up, no_restart } => run(&arguments.config, give_up, *no_restart),
         Command::Format { force, sparse } => format(&arguments.config, *force, *sparse),
         Command::Check => check(&arguments.config),
         Command::LogInspect { json, records } => {
@@ -111,9 +114,27 @@ fn execute(arguments: &Arguments) -> Result<(), DaemonError> {
     }
 }
 
-/// Tells systemd, where it started us, that requests are answered.
-fn notify_ready() {
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+fn run(path: &Path, give_up: &[u32], no_restart: bool) -> Result<(), DaemonError> {
+    let restart = Restart::noted()?;
+    let config = Config::load(path)?;
+    let give_up: Vec<DeviceId> = give_up.iter().copied().map(DeviceId).collect();
+    match daemon::run(&config, &give_up, || notify(&[NotifyState::Ready])) {
+        Err(error @ DaemonError::MustRestart(_)) if config.node.restart && !no_restart => {
+            // To a service manager this is a reload: the same process, ready again in a moment.
+            let why = error.to_string();
+            match NotifyState::monotonic_usec_now() {
+                Ok(time) => notify(&[NotifyState::Reloading, time, NotifyState::Status(&why)]),
+                Err(error) => tracing::warn!(%error, "cannot notify the service manager"),
+            }
+            restart.start_anew()
+        }
+        outcome => outcome,
+    }
+}
+
+/// Tells systemd, where it started us.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
         tracing::warn!(%error, "cannot notify the service manager");
     }
 }
@@ -139,6 +160,9 @@ fn format(path: &Path, force: bool, sparse: bool) -> Result<(), DaemonError> {
         report.devices,
         report.device_bytes >> 20
     );
+    if let Some(note) = too_few_devices(&config) {
+        println!("{note}");
+    }
     Ok(())
 }
 
@@ -154,7 +178,23 @@ fn check(path: &Path) -> Result<(), DaemonError> {
         config.cluster.partitions,
         config.bfs.path.display()
     );
+    if let Some(note) = too_few_devices(&config) {
+        println!("{note}");
+    }
     Ok(())
+}
+
+/// A node alone that cannot hold a whole parity group.
+fn too_few_devices(config: &Config) -> Option<String> {
+    let (data, parity) = (config.cluster.data, config.cluster.parity);
+    let (has, needs) = (config.devices.len(), usize::from(data) + usize::from(parity));
+    (config.cluster.join.is_empty() && has < needs).then(|| {
+        format!(
+            "note: a parity group of {data}+{parity} has {needs} blocks, this node {has} devices: \
+             until others join, groups have fewer data blocks{}",
+            if has > usize::from(parity) { "" } else { ", and nothing can be written" }
+        )
+    })
 }
 
 /// The program's page, then a section for each command.

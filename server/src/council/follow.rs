@@ -6,8 +6,9 @@ use std::time::Duration;
 use bb_cluster::{ClusterMap, MapDelta};
 use bb_proto::cluster::{Filled, Lease as LeaseRequest, LeaseReply};
 use bb_proto::meta::{GetMap, GetMapReply, decode};
-use bb_proto::{Kind, NodeId, Tick};
+use bb_proto::{Code, Kind, NodeId, Tick};
 
+use super::lease::{Refused, exit_after};
 use super::{AGAIN, Council};
 
 /// Pause between reports of filled replicas.
@@ -16,7 +17,7 @@ const REPORT: Duration = Duration::from_millis(200);
 impl Council {
     pub(super) async fn run(self: Rc<Self>) {
         if let Err(why) = self.announce().await {
-            return self.end_process(why);
+            return self.end_for_good(why);
         }
         loop {
             let map = self.shared.map();
@@ -42,6 +43,7 @@ impl Council {
 
     async fn keep_lease(self: Rc<Self>) {
         let mut granted = (None, 0);
+        let mut refused = Refused::default();
         while !self.stopping.get() && self.ending.borrow().is_none() {
             let map = self.shared.map();
             let pause = Duration::from_millis(u64::from(map.lease_ms / 6).max(1));
@@ -57,6 +59,7 @@ impl Council {
                 Ok(body) => match decode::<LeaseReply>(&body) {
                     Ok(reply) => {
                         granted = (leader, reply.grant);
+                        refused = Refused::default();
                         self.take_lease(asked, &reply);
                         self.rt.sleep(pause).await;
                     }
@@ -64,6 +67,13 @@ impl Council {
                 },
                 Err(failure) => {
                     tracing::debug!(%failure, "no lease yet");
+                    // The leader was reached, and does not want this process.
+                    if failure.kind() == Code::Denied
+                        && refused.again(self.rt.now()) >= exit_after(&map)
+                    {
+                        let why = "the leader has refused it a lease for too long";
+                        return self.end_process(why.to_owned());
+                    }
                     self.rt.sleep(AGAIN.min(pause)).await;
                     // The leader may have taken us down: the map says so.
                     self.fetch_map(None).await;

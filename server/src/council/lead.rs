@@ -121,16 +121,15 @@ impl Council {
     }
 
     fn judge(&self, voter: &Rc<Voter>, term: u64) {
-        let judged: Vec<(NodeName, Judgement)> = self.heard_by(voter, |state, heard| {
+        let active: Vec<NodeName> = {
+            let state = voter.replicated.state();
             let active = state.map.nodes.iter().filter(|node| node.is_active());
-            active
-                .map(|node| {
-                    let name = NodeName { node: node.id, incarnation: node.incarnation };
-                    (name, may_take_down(state, NodeId(node.id), heard))
-                })
-                .collect()
-        });
-        for (name, judgement) in judged {
+            active.map(|node| NodeName { node: node.id, incarnation: node.incarnation }).collect()
+        };
+        for name in active {
+            // One after the other: no more may go than the map lets go.
+            let judgement =
+                self.heard_by(voter, |state, heard| may_take_down(state, NodeId(name.node), heard));
             if judgement == Judgement::Stays {
                 continue;
             }

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use bb_cluster::ClusterMap;
 use bb_runtime::{Instant, Rt};
 
 /// A node's lease. It counts only under a map that is at least as new as it says.
@@ -50,9 +51,49 @@ impl Lease {
     }
 }
 
+/// Since when the leader has refused a lease without a break.
+#[derive(Default)]
+pub(super) struct Refused(Option<Instant>);
+
+impl Refused {
+    /// Once more; for how long now.
+    pub fn again(&mut self, now: Instant) -> Duration {
+        now.since(*self.0.get_or_insert(now))
+    }
+}
+
+/// `exit_ms`: a process that the leader refuses a lease for so long ends, and is started anew. Twice
+/// what it takes the leader to give up a silent node and to take its roles away: what can come true
+/// in the map has come true by then, so the process is one that the map can neither keep nor drop.
+pub(super) fn exit_after(map: &ClusterMap) -> Duration {
+    let lease = u64::from(map.lease_ms) + u64::from(map.drift_ms);
+    Duration::from_millis(2 * (lease + 3 * u64::from(map.suspect_ms)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_counts_from_the_first_of_its_row() {
+        let executor = bb_runtime::Executor::simulated(1);
+        let rt = executor.rt();
+        executor.block_on(async {
+            let mut refused = Refused::default();
+            assert_eq!(refused.again(rt.now()), Duration::ZERO);
+            rt.sleep(Duration::from_secs(3)).await;
+            assert_eq!(refused.again(rt.now()), Duration::from_secs(3));
+            refused = Refused::default();
+            assert_eq!(refused.again(rt.now()), Duration::ZERO);
+        });
+        let map = ClusterMap {
+            lease_ms: 3_000,
+            drift_ms: 130,
+            suspect_ms: 2_000,
+            ..ClusterMap::default()
+        };
+        assert_eq!(exit_after(&map), Duration::from_millis(18_260));
+    }
 
     #[test]
     fn a_lease_counts_from_when_it_was_asked_for_and_under_its_map_only() {

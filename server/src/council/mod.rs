@@ -54,6 +54,8 @@ use voter::Voter;
 
 /// How long one message between nodes waits for its answer.
 const ASK: Duration = Duration::from_secs(1);
+/// Said of a node whose log the map does not take any more.
+const GIVEN_UP: &str = "the cluster has given this node up: it comes back only formatted";
 /// Pause before something that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -73,6 +75,8 @@ pub struct Council {
     changed: Notify,
     /// Why this process has to end, if it has.
     ending: RefCell<Option<String>>,
+    /// The cluster has given this node up: another process with this log would have to end, too.
+    given_up: Cell<bool>,
     /// Who was the leader when somebody knew.
     leader: Cell<Option<NodeId>>,
     /// Filling replicas that the leader has to hear of.
@@ -123,6 +127,7 @@ impl Council {
             joined: Cell::new(false),
             changed: Notify::new(),
             ending: RefCell::default(),
+            given_up: Cell::new(false),
             leader: Cell::new(None),
             filled: RefCell::default(),
             leading: RefCell::default(),
@@ -157,7 +162,8 @@ impl Council {
         self.joined.get()
     }
 
-    /// Waits until this process has to end, and says why. It is to be started anew.
+    /// Waits until this process has to end, and says why. It is to be started anew, unless it
+    /// [`Council::is_given_up`].
     pub async fn must_end(&self) -> String {
         loop {
             let changed = self.changed.notified();
@@ -168,8 +174,20 @@ impl Council {
         }
     }
 
+    /// True if the cluster will not have this node back with this log: it is for the operator to
+    /// say what becomes of it.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up.get()
+    }
+
+    /// No process with this log can serve.
+    fn end_for_good(&self, why: String) {
+        self.given_up.set(true);
+        self.end_process(why);
+    }
+
     fn end_process(&self, why: String) {
-        tracing::warn!(why, "this process ends, to be started anew");
+        tracing::warn!(why, "this process ends");
         self.shared.lease.end();
         self.ending.borrow_mut().get_or_insert(why);
         self.changed.notify_all();
@@ -191,6 +209,13 @@ impl Council {
     /// Term of the Raft group as this node knows it; 0 where it is no voter.
     pub fn term(&self) -> u64 {
         self.voter.borrow().as_ref().map_or(0, |voter| voter.consensus.term())
+    }
+
+    /// Members of the Raft group as this node knows them; none where it is no voter.
+    pub fn raft_voters(&self) -> Vec<u64> {
+        let voter = self.voter.borrow();
+        let known = voter.as_ref().map(|voter| voter.consensus.status().voters);
+        known.unwrap_or_default().into_iter().map(|number| number.0).collect()
     }
 
     /// The bytes that the log's stream of votes starts with.
@@ -217,12 +242,12 @@ impl Council {
         if !self.joined.get() {
             return;
         }
-        let mine = place.filter(|node| {
-            node.is_active() && node.incarnation == self.shared.incarnation.0 && !node.damaged
-        });
-        match mine {
-            Some(_) => self.follow_replicas(),
-            None => self.end_process("the map says that this process is down".to_owned()),
+        match place {
+            Some(node) if node.damaged || node.has_left() => self.end_for_good(GIVEN_UP.to_owned()),
+            Some(node) if node.is_active() && node.incarnation == self.shared.incarnation.0 => {
+                self.follow_replicas();
+            }
+            _ => self.end_process("the map says that this process is down".to_owned()),
         }
     }
 

@@ -10,7 +10,7 @@ use bb_transport::{CallError, Outgoing};
 use prost::Message;
 
 use super::voter::Voter;
-use super::{AGAIN, ASK, Council, outcome};
+use super::{AGAIN, ASK, Council, GIVEN_UP, outcome};
 
 impl Council {
     /// Asks one node.
@@ -101,7 +101,7 @@ impl Council {
         }
     }
 
-    /// Tells the map that this process begins; `Err` if the map never wants it back.
+    /// Tells the map that this process begins; `Err` if the map never wants one with this log back.
     pub(super) async fn announce(self: &Rc<Self>) -> Result<(), String> {
         let started = Started {
             node: self.shared.node.0,
@@ -116,9 +116,7 @@ impl Council {
         let place = map.node(self.shared.node);
         match place {
             Some(node) if node.incarnation == self.shared.incarnation.0 => Ok(()),
-            Some(node) if node.damaged || node.has_left() => {
-                Err("the cluster has given this node up: it comes back only formatted".to_owned())
-            }
+            Some(node) if node.damaged || node.has_left() => Err(GIVEN_UP.to_owned()),
             _ if executed.void.is_empty() => Ok(()),
             _ => Err(executed.void),
         }

@@ -4,6 +4,7 @@
 
 mod format;
 mod log_inspect;
+mod restart;
 mod run;
 
 use std::rc::Rc;
@@ -19,6 +20,7 @@ use crate::node::StartError;
 
 pub use format::{FormatReport, format};
 pub use log_inspect::{Show, log_inspect};
+pub use restart::Restart;
 pub use run::run;
 
 /// Why the process ends.
@@ -69,6 +71,9 @@ pub enum DaemonError {
     /// The cluster goes on without this process: one with a new incarnation may take its place.
     #[error("this process ends, to be started anew: {0}")]
     MustRestart(String),
+    /// The cluster will not have this node back with this log.
+    #[error("{0}. It is not started anew: `bbd format` makes it a new node")]
+    GivenUp(String),
     /// A server runs.
     #[error("{0}. A server has its log for itself while it runs: stop it first")]
     LogInUse(bb_nvme::OpenError),
@@ -87,8 +92,8 @@ pub enum DaemonError {
 
 impl DaemonError {
     /// Exit code of the process: 2 = the configuration is wrong, 3 = a device or the log cannot be
-    /// used, 4 = the log was looked at and would not be replayed, 75 = to be started anew, 1 = anything
-    /// else.
+    /// used, or the cluster has given the node up, 4 = the log was looked at and would not be replayed,
+    /// 75 = to be started anew, 1 = anything else.
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
@@ -96,6 +101,7 @@ impl DaemonError {
             | Self::Start(_)
             | Self::Occupied { .. }
             | Self::LogFailed(_)
+            | Self::GivenUp(_)
             | Self::LogInUse(_) => 3,
             Self::Replay(_) => 4,
             // EX_TEMPFAIL of sysexits.h.

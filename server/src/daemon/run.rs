@@ -22,6 +22,9 @@ use crate::partition::HostConfig;
 
 /// How long requests that run may take to end after a signal.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// The same where the cluster goes on without this process: its answers are worth nothing, and its
+/// successor is waited for.
+const END_LIMIT: Duration = Duration::from_millis(200);
 
 /// Serves as the node that `config` describes, in this thread, until SIGTERM or SIGINT. `ready` is
 /// called once requests are answered. The operator gives up the devices `give_up`: their blocks are
@@ -127,7 +130,7 @@ async fn serve(
         ready();
     });
     let outcome = until_stopped(uring, &node, signals).await;
-    server.stop(STOP_LIMIT).await;
+    server.stop(if outcome.is_ok() { STOP_LIMIT } else { END_LIMIT }).await;
     caller.close();
     if outcome.is_ok()
         && let Err(error) = node.stop().await
@@ -161,6 +164,9 @@ async fn until_stopped(uring: &Uring, node: &Node, signals: OwnedFd) -> Result<(
         let ends = std::pin::pin!(node.council().must_end());
         match futures_util::future::select(std::pin::pin!(log.failed()), ends).await {
             futures_util::future::Either::Left((error, _)) => DaemonError::LogFailed(error),
+            futures_util::future::Either::Right((why, _)) if node.council().is_given_up() => {
+                DaemonError::GivenUp(why)
+            }
             futures_util::future::Either::Right((why, _)) => DaemonError::MustRestart(why),
         }
     };

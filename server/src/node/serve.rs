@@ -160,15 +160,22 @@ impl Node {
             bfs_problem: String::new(),
             reconstructed_blocks: 0,
             sessions,
+            leader: self.council.leader().map_or(0, |node| node.0),
+            term: self.council.term(),
+            voters: self.council.raft_voters(),
+            has_lease: shared.lease.is_valid(shared.map().epoch),
+            has_joined: self.council.has_joined(),
+            replicas: self.partitions.replica_counts(),
         };
         Ok(Response::body(meta::encode(&status)))
     }
 
-    /// The devices that serve, and those that the map has given up.
+    /// The devices of this node: those that serve, and those that the map has given up.
     fn device_status(&self) -> Vec<DeviceStatus> {
         let map = self.ctx.shared.map();
         map.devices
             .iter()
+            .filter(|entry| entry.node == self.ctx.shared.node.0)
             .map(|entry| {
                 let failed = entry.state() == DeviceState::Failed;
                 let mut status = self.stores.get(&DeviceId(entry.id)).map_or_else(

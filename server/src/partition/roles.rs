@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use bb_cluster::{ClusterMap, PartitionEntry};
+use bb_proto::meta::ReplicaCounts;
 use bb_proto::{ConfigNumber, NodeId, PartitionId};
 
 use super::engine::Partition;
@@ -101,6 +102,22 @@ impl PartitionHost {
         partition.set_phase(Phase::Serving);
         partition.send_on();
         self.fill_new(partition);
+    }
+
+    /// What the replicas of this node do, for status.
+    pub fn replica_counts(&self) -> ReplicaCounts {
+        let mut counts = ReplicaCounts::default();
+        for partition in self.replicas() {
+            let count = match &*partition.role.borrow() {
+                Role::Primary(primary) if primary.phase == Phase::Serving => &mut counts.serving,
+                Role::Primary(_) => &mut counts.changing,
+                Role::Member(_) => &mut counts.following,
+                Role::Filling(_) => &mut counts.filling,
+                Role::Absent => &mut counts.absent,
+            };
+            *count += 1;
+        }
+        counts
     }
 
     /// A replica that the map names no more.

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bb_erasure::Geometry;
-use bb_pgio::{Sealed, Shape, chunk_log2_for, usable_geometry};
+use bb_pgio::{Sealed, Shape, chunk_log2_for};
 use bb_proto::meta::{FileStat, FileState, RegionOperationReply};
 use bb_proto::{
     Capability, Code, Commit, Failure, Fragment, Kind, PG_DATA_BYTES_MAX, PgId, Rights,
@@ -118,7 +118,9 @@ impl Residency {
         let small = |count: u32| u8::try_from(count).unwrap_or(u8::MAX);
         let wanted = Geometry::new(small(map.data), small(map.parity));
         let wanted = wanted.map_err(|e| Failure::new(Code::Invalid, e.to_string()))?;
-        usable_geometry(&map, wanted).ok_or_else(|| Failure::new(Code::NoSpace, "too few devices"))
+        self.writes
+            .usable_geometry(wanted)
+            .ok_or_else(|| Failure::new(Code::NoSpace, "too few devices"))
     }
 
     /// Brings one range: as one group, unless devices were lost since it was cut out.

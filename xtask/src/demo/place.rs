@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 
 use crate::cargo::root;
 
-/// Size of the commit log.
-pub const LOG_BYTES: u64 = 512 << 20;
-/// Number of data devices.
-pub const DEVICES: u64 = 4;
+/// Number of servers.
+pub const SERVERS: u64 = 4;
+/// Size of each server's commit log.
+pub const LOG_BYTES: u64 = 256 << 20;
+/// Number of data devices of each server.
+pub const DEVICES: u64 = 2;
 
 /// Where the demo runs.
 pub struct Place {
@@ -25,10 +27,10 @@ pub struct Place {
 impl Place {
     /// The first of a few directories that is on a file system with O_DIRECT and has room.
     pub fn choose(source_bytes: u64) -> Result<Self, String> {
-        // Half as much again for parity, padding of small files, and room to spare; the rest of
-        // the room is for the backing file system and for what is read back.
-        let device_bytes = (source_bytes * 3 / 4).max(256 << 20).next_multiple_of(64 << 20);
-        let needed = DEVICES * device_bytes + LOG_BYTES + 2 * source_bytes + (1 << 30);
+        // Half as much again for parity, padding of small files, a server that is away, and room to
+        // spare; the rest of the room is for the backing file system and for what is read back.
+        let device_bytes = (source_bytes * 9 / 20).max(256 << 20).next_multiple_of(64 << 20);
+        let needed = SERVERS * (DEVICES * device_bytes + LOG_BYTES) + 2 * source_bytes + (1 << 30);
         let temporary = std::env::var_os("TMPDIR").map(PathBuf::from);
         let parents =
             [Some(root().join("target")), temporary, Some("/var/tmp".into()), Some("/tmp".into())];
@@ -40,7 +42,8 @@ impl Place {
                     std::fs::create_dir(&path)
                         .map_err(|error| format!("{}: {error}", path.display()))?;
                     println!(
-                        "in {}: {DEVICES} devices of {} MiB, a log of {} MiB",
+                        "in {}: {SERVERS} servers, each with {DEVICES} devices of {} MiB and a log of \
+                         {} MiB",
                         path.display(),
                         device_bytes >> 20,
                         LOG_BYTES >> 20

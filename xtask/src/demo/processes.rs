@@ -1,4 +1,4 @@
-//! The server, and commands that talk to it, as processes.
+//! Servers, and commands that talk to it, as processes.
 
 use std::fs::File;
 use std::io::Read;
@@ -93,9 +93,11 @@ impl Server {
         Ok(())
     }
 
-    /// Leaves it alone from here on.
-    pub fn release(&mut self) {
+    /// Leaves it alone from here on; its process number.
+    pub fn release(&mut self) -> u32 {
+        let pid = self.pid();
         self.child = None;
+        pid
     }
 }
 
@@ -137,8 +139,9 @@ impl Running {
         self.child.try_wait().map_err(|error| error.to_string())
     }
 
-    /// Waits for its end, and returns what it printed. An error unless it succeeded.
-    pub fn finish(mut self) -> Result<String, String> {
+    /// Waits for its end, and returns what it printed. An error unless it ends with one of these
+    /// codes.
+    pub fn finish(mut self, good: &[i32]) -> Result<String, String> {
         let start = clock::now();
         let status = loop {
             clock::check()?;
@@ -154,16 +157,16 @@ impl Running {
         File::open(&self.output)
             .and_then(|mut file| file.read_to_string(&mut text))
             .map_err(|error| format!("{}: {error}", self.output.display()))?;
-        if !status.success() {
+        if !status.code().is_some_and(|code| good.contains(&code)) {
             return Err(format!("{} failed ({status})", self.name));
         }
         Ok(text)
     }
 
     /// The same, with the last line read as JSON.
-    pub fn finish_json(self) -> Result<Value, String> {
+    pub fn finish_json(self, good: &[i32]) -> Result<Value, String> {
         let name = self.name.clone();
-        let text = self.finish()?;
+        let text = self.finish(good)?;
         let line = text.lines().next_back().unwrap_or_default();
         serde_json::from_str(line).map_err(|error| format!("{name} printed '{line}': {error}"))
     }

@@ -21,6 +21,12 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// Blocks rebuilt from others while reading back.
     pub reconstructed_blocks: u64,
+    /// The longest call that wrote, of the copy in which a server died.
+    pub longest_call: Duration,
+    /// The longest time in which none of its calls was completed.
+    pub longest_gap: Duration,
+    /// From the dead server's new start until everything had its full redundancy.
+    pub until_full: Duration,
     /// Bytes that any comparison missed.
     pub lost_bytes: u64,
 }
@@ -39,7 +45,11 @@ impl Report {
             let (name, bytes, files) = (row.name, row.bytes, row.files);
             println!("{name:<34} {bytes:>14} {files:>8} {seconds:>9.2} {rate:>9}");
         }
-        println!("\nblocks reconstructed: {}", self.reconstructed_blocks);
-        println!("bytes lost:           {}", self.lost_bytes);
+        let seconds = |time: Duration| format!("{:.2} s", time.as_secs_f64());
+        println!("\nlongest pause that a writer saw:     {}", seconds(self.longest_call));
+        println!("longest time without any completion: {}", seconds(self.longest_gap));
+        println!("full redundancy after the restart:   {}", seconds(self.until_full));
+        println!("blocks reconstructed:                {}", self.reconstructed_blocks);
+        println!("bytes lost:                          {}", self.lost_bytes);
     }
 }

@@ -1,41 +1,35 @@
 //! The steps of the demo, in their order.
 
 use std::ffi::OsStr;
-use std::io::IsTerminal;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::clock;
+use super::cluster::{Cluster, Victim};
 use super::compare::{self, Comparison};
-use super::place::{DEVICES, LOG_BYTES, Place};
-use super::processes::{Running, Server};
+use super::place::{Place, SERVERS};
+use super::processes::Running;
 use super::report::{Report, Row};
 use super::source::Source;
-use crate::cargo::{run as start, target_directory};
+use crate::cargo::target_directory;
 
-/// The device that is lost, counted from 0.
-const LOST_DEVICE: u64 = 2;
 /// Where the copy goes.
 const TARGET: &str = "bb:/data";
 
 /// Everything that the steps share.
 pub struct Demo<'a> {
     place: &'a Path,
-    logs: &'a Path,
     source: Source,
     programs: PathBuf,
-    address: String,
-    config: PathBuf,
-    server: Server,
+    cluster: Cluster,
     report: Report,
     keep: bool,
 }
 
 impl<'a> Demo<'a> {
-    /// Makes directories and the configuration.
+    /// Makes directories and the configurations.
     pub fn new(
         place: &'a Place,
         logs: &'a Path,
@@ -43,34 +37,18 @@ impl<'a> Demo<'a> {
         keep: bool,
     ) -> Result<Self, String> {
         let programs = target_directory()?.join("release");
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
-        let address = port.map_err(|error| error.to_string())?.to_string();
-        let config = place.path.join("bb.conf");
-        let text = configuration(place, &address);
-        std::fs::create_dir(place.path.join("bfs"))
-            .and_then(|()| std::fs::write(&config, text))
-            .map_err(|error| format!("{}: {error}", place.path.display()))?;
-        let server = Server::new(programs.join("bbd"), config.clone(), logs.join("bbd"), keep);
-        Ok(Self {
-            place: &place.path,
-            logs,
-            source,
-            programs,
-            address,
-            config,
-            server,
-            report: Report::default(),
-            keep,
-        })
+        let cluster = Cluster::new(place, &programs, logs, keep)?;
+        let report = Report::default();
+        Ok(Self { place: &place.path, source, programs, cluster, report, keep })
     }
 
     /// All steps. With `keep` the answer says how to go on.
     pub fn run(mut self) -> Result<Option<String>, String> {
-        self.format()?;
-        self.copy_in()?;
+        self.form()?;
+        let victim = self.copy_in()?;
         self.all_dirty()?;
-        self.lose_device()?;
-        self.read_back()?;
+        self.read_back(&victim)?;
+        self.bring_back(&victim)?;
         self.sync()?;
         self.purge()?;
         self.report.print();
@@ -80,18 +58,18 @@ impl<'a> Demo<'a> {
         if !self.keep {
             return Ok(None);
         }
-        let pid = self.server.pid();
-        self.server.release();
-        let (programs, address) = (self.programs.display(), &self.address);
-        let place = self.place.display();
+        let addresses = self.cluster.addresses();
+        let pids: Vec<String> = self.cluster.release().iter().map(u32::to_string).collect();
+        let (programs, place, pids) =
+            (self.programs.display(), self.place.display(), pids.join(" "));
         Ok(Some(format!(
-            "The server runs on (process {pid}), with one device lost. Try:\n  \
-             export BB_SERVERS={address}\n  \
-             {programs}/bbctl ls -l /data\n  \
+            "The servers run on (processes {pids}). Try:\n  \
+             export BB_SERVERS={addresses}\n  \
+             {programs}/bbadm cluster status --watch\n  \
              {programs}/bbctl cp -r SOME_DIRECTORY bb:/\n  \
-             {programs}/bbadm cluster status\n\
-             Its backing file system is {place}/bfs. To stop it and remove everything:\n  \
-             kill {pid}; rm -r {place}"
+             {programs}/bbctl ls -l /\n\
+             Their backing file system is {place}/bfs. To stop them and remove everything:\n  \
+             kill {pids}; rm -r {place}"
         )))
     }
 
@@ -108,83 +86,83 @@ impl<'a> Demo<'a> {
     }
 
     fn bbctl(&self, name: &str, words: &[&OsStr]) -> Result<Running, String> {
-        self.client("bbctl", name, words)
+        self.cluster.client("bbctl", name, words)
     }
 
-    fn client(&self, program: &str, name: &str, words: &[&OsStr]) -> Result<Running, String> {
-        let mut all = vec![OsStr::new("--server"), OsStr::new(&self.address), OsStr::new("--json")];
-        all.extend(words);
-        Running::start(&self.programs.join(program), &all, self.logs, name)
+    fn bbctl_json(&self, name: &str, words: &[&str]) -> Result<Value, String> {
+        let words: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
+        self.bbctl(name, &words)?.finish_json(&[0])
     }
 
-    fn status(&self) -> Result<Value, String> {
-        let words = ["cluster", "status"].map(OsStr::new);
-        self.client("bbadm", "status", &words)?.finish_json()
-    }
-
-    fn format(&mut self) -> Result<(), String> {
-        let since = self.step("format: zeros through the devices and the log")?;
-        let mut command = Command::new(self.programs.join("bbd"));
-        command.arg("--config").arg(&self.config).arg("format").stdin(Stdio::null());
-        if !std::io::stderr().is_terminal() {
-            let log = std::fs::File::create(self.logs.join("format.log"));
-            command.stderr(log.map_err(|error| error.to_string())?);
+    fn form(&mut self) -> Result<(), String> {
+        let since = self.step("format a cluster of one, and let three servers join it")?;
+        self.cluster.format(0..1)?;
+        self.cluster.nodes[0].server.start()?;
+        self.cluster.format(1..self.cluster.nodes.len())?;
+        for node in &mut self.cluster.nodes[1..] {
+            node.server.start()?;
         }
-        start(&mut command)?;
-        self.row("format", 0, 0, since);
-        self.step("start the server")?;
-        self.server.start()?;
-        println!("process {} serves on {}", self.server.pid(), self.address);
+        self.cluster.wait("every server has its part", |status| {
+            let nodes = status["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
+            status["state"] == "full"
+                && nodes.len() as u64 == SERVERS
+                && nodes.iter().all(|node| node["primaries"].as_u64() > Some(0))
+        })?;
+        self.cluster.print_status()?;
+        self.row("format, join, spread partitions", 0, 0, since);
         Ok(())
     }
 
-    fn copy_in(&mut self) -> Result<(), String> {
+    fn copy_in(&mut self) -> Result<Victim, String> {
         let (bytes, files) = (self.source.bytes, self.source.files);
-        let since = self.step("copy in; the server is killed half-way")?;
+        let since = self.step("copy in; a server is killed half-way, and stays dead")?;
         let mut words: Vec<&OsStr> = ["cp", "-rp", "--parents"].map(OsStr::new).to_vec();
         words.extend(self.source.roots.iter().map(|root| root.as_os_str()));
         words.push(OsStr::new(TARGET));
-        let made = self.bbctl("mkdir", &["mkdir", TARGET].map(OsStr::new))?;
-        made.finish()?;
+        self.bbctl("mkdir", &["mkdir", TARGET].map(OsStr::new))?.finish(&[0])?;
         let mut copy = self.bbctl("copy-in", &words)?;
         let dirty = loop {
             clock::check()?;
             if let Some(status) = copy.ended()? {
-                return Err(format!("the copy ended ({status}) before the server was killed"));
+                return Err(format!("the copy ended ({status}) before a server was killed"));
             }
-            let dirty = self.status()?["nodes"][0]["bytes"]["dirty"].as_u64().unwrap_or(0);
+            let dirty = self.cluster.status()?["bytes"]["dirty"].as_u64().unwrap_or(0);
             if dirty >= bytes * 2 / 5 {
                 break dirty;
             }
             clock::pause(50);
         };
-        let killed = self.server.pid();
-        self.server.kill()?;
-        let down = clock::now();
+        let victim = self.cluster.victim()?;
+        let node = &mut self.cluster.nodes[victim.index];
+        let (number, pid) = (node.number, node.server.pid());
+        node.server.kill()?;
         if let Some(status) = copy.ended()? {
-            return Err(format!("the copy ended ({status}) before the server was killed"));
+            return Err(format!("the copy ended ({status}) before a server was killed"));
         }
-        self.server.start()?;
         println!(
-            "process {killed} killed after {} MiB; process {} serves {:.2} s later",
+            "server {number} (process {pid}; {} in the Raft group) killed after {} MiB: it held {} \
+             blocks and served {} partitions",
+            victim.raft,
             dirty >> 20,
-            self.server.pid(),
-            down.elapsed().as_secs_f64()
+            victim.blocks,
+            victim.primaries
         );
-        if copy.ended()?.is_some() {
-            return Err("the copy didn't outlive the server".to_owned());
-        }
-        let summary = copy.finish_json()?;
+        let summary = copy.finish_json(&[0])?;
         if summary["bytes"].as_u64() != Some(bytes) || summary["files"].as_u64() != Some(files) {
             return Err(format!("copied {summary}, there are {bytes} bytes in {files} files"));
         }
-        self.row("copy in (killed and restarted)", bytes, files, since);
-        Ok(())
+        let seconds = |name: &str| {
+            let seconds = summary[name].as_f64().ok_or_else(|| format!("no {name}: {summary}"));
+            seconds.map(Duration::from_secs_f64)
+        };
+        self.report.longest_call = seconds("longest_call_seconds")?;
+        self.report.longest_gap = seconds("longest_gap_seconds")?;
+        self.row("copy in (a server killed)", bytes, files, since);
+        Ok(victim)
     }
 
     fn fragments(&self, name: &str) -> Result<Value, String> {
-        let words = ["frag-stat", "-rs", TARGET].map(OsStr::new);
-        let answer = self.bbctl(name, &words)?.finish_json()?;
+        let answer = self.bbctl_json(name, &["frag-stat", "-rs", TARGET])?;
         let total = &answer["total"];
         println!(
             "{} files: dirty {}, pending {}, clean {}, deletable {} bytes",
@@ -193,6 +171,7 @@ impl<'a> Demo<'a> {
         Ok(total.clone())
     }
 
+    /// Nothing of what is read can come from a file system that holds names and not one byte.
     fn bfs_is_empty(&self) -> Result<(), String> {
         let (all, with_data) = compare::with_data(&self.place.join("bfs/data"))?;
         println!("backing file system: {all} files, {with_data} of them with data");
@@ -216,45 +195,15 @@ impl<'a> Demo<'a> {
         Ok(())
     }
 
-    fn lose_device(&mut self) -> Result<(), String> {
-        self.step("take a device away for good")?;
-        let path = self.device(LOST_DEVICE);
-        let used = self.device_status()?["used_bytes"].as_u64().unwrap_or(0);
-        if used == 0 {
-            return Err("the device to be lost holds nothing".to_owned());
-        }
-        std::fs::OpenOptions::new()
-            .write(true)
-            .truncate(true)
-            .open(&path)
-            .and_then(|file| file.sync_all())
-            .map_err(|error| format!("{}: {error}", path.display()))?;
-        println!("{} had {} MiB in blocks; now it has no byte", path.display(), used >> 20);
-        Ok(())
-    }
-
-    fn device(&self, number: u64) -> PathBuf {
-        self.place.join(format!("device{number}"))
-    }
-
-    /// What the server says of the lost device.
-    fn device_status(&self) -> Result<Value, String> {
-        let status = self.status()?;
-        let path = self.device(LOST_DEVICE);
-        let file_name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
-        let devices = status["nodes"][0]["devices"].as_array().cloned().unwrap_or_default();
-        let named =
-            |device: &&Value| device["name"].as_str().is_some_and(|name| name.ends_with(file_name));
-        devices.iter().find(named).cloned().ok_or_else(|| format!("no {file_name} in {status}"))
-    }
-
-    fn read_back(&mut self) -> Result<(), String> {
-        let since = self.step("read everything back, from the buffer alone")?;
+    fn read_back(&mut self, victim: &Victim) -> Result<(), String> {
+        let number = self.cluster.nodes[victim.index].number;
+        let what = format!("read everything back, server {number} dead, from the others alone");
+        let since = self.step(&what)?;
         let back = self.place.join("back");
         let words = [OsStr::new("cp"), OsStr::new("-rp"), OsStr::new(TARGET), back.as_os_str()];
-        let summary = self.bbctl("copy-out", &words)?.finish_json()?;
+        let summary = self.bbctl("copy-out", &words)?.finish_json(&[0])?;
         let (bytes, files) = (self.source.bytes, self.source.files);
-        self.row("read back without the device", bytes, files, since);
+        self.row("read back without the server", bytes, files, since);
         let blocks = summary["reconstructed_blocks"].as_u64().unwrap_or(0);
         println!("{blocks} blocks reconstructed");
         self.report.reconstructed_blocks = blocks;
@@ -263,16 +212,27 @@ impl<'a> Demo<'a> {
         self.compare("compare what was read", &back)?;
         std::fs::remove_dir_all(&back).map_err(|error| format!("{}: {error}", back.display()))?;
         if blocks == 0 {
-            return Err("no block was reconstructed: the device was not really lost".to_owned());
+            return Err("no block was reconstructed: the server was not really lost".to_owned());
         }
-        let device = self.device_status()?;
-        match device["problem"].as_str().unwrap_or_default() {
-            "" => Err(format!("the server has not noticed that a device is lost: {device}")),
-            problem => {
-                println!("bbadm says: {problem}");
-                Ok(())
-            }
+        let status = self.cluster.status()?;
+        let nodes = status["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let said = nodes.iter().find(|node| node["node"].as_u64() == Some(number));
+        match said.and_then(|node| node["state"].as_str()) {
+            Some("down") if status["state"] == "reduced" => self.cluster.print_status(),
+            other => Err(format!("server {number} should be down, it is {other:?}: {status}")),
         }
+    }
+
+    fn bring_back(&mut self, victim: &Victim) -> Result<(), String> {
+        let since = self.step("start the server again, and wait for full redundancy")?;
+        let node = &mut self.cluster.nodes[victim.index];
+        node.server.start()?;
+        println!("server {} is process {} now", node.number, node.server.pid());
+        self.cluster.wait("full redundancy", |status| status["state"] == "full")?;
+        self.report.until_full = since.elapsed();
+        self.cluster.print_status()?;
+        self.row("start it again, full redundancy", 0, 0, since);
+        Ok(())
     }
 
     fn compare(&mut self, name: &'static str, copy: &Path) -> Result<(), String> {
@@ -293,8 +253,7 @@ impl<'a> Demo<'a> {
 
     fn sync(&mut self) -> Result<(), String> {
         let since = self.step("synchronize with the backing file system")?;
-        let words = ["sync", "-r", TARGET].map(OsStr::new);
-        self.bbctl("sync", &words)?.finish_json()?;
+        self.bbctl_json("sync", &["sync", "-r", TARGET])?;
         self.row("synchronize", self.source.bytes, self.source.files, since);
         let total = self.fragments("frag-stat-clean")?;
         if total["dirty"].as_u64() != Some(0) || total["pending"].as_u64() != Some(0) {
@@ -305,8 +264,7 @@ impl<'a> Demo<'a> {
 
     fn purge(&mut self) -> Result<(), String> {
         let since = self.step("purge")?;
-        let words = ["purge", "-r", TARGET].map(OsStr::new);
-        self.bbctl("purge", &words)?.finish_json()?;
+        self.bbctl_json("purge", &["purge", "-r", TARGET])?;
         self.row("purge", self.source.bytes, self.source.files, since);
         let total = self.fragments("frag-stat-purged")?;
         let states = ["dirty", "pending", "clean", "deletable"];
@@ -315,20 +273,4 @@ impl<'a> Demo<'a> {
         }
         Ok(())
     }
-}
-
-fn configuration(place: &Place, address: &str) -> String {
-    let path = |name: &str| toml::Value::String(place.path.join(name).display().to_string());
-    let mut text = format!(
-        "[node]\nlisten = \"{address}\"\n\n[log]\npath = {}\nsize = {LOG_BYTES}\n\n",
-        path("log")
-    );
-    for number in 0..DEVICES {
-        let path = path(&format!("device{number}"));
-        text += &format!("[[device]]\npath = {path}\nsize = {}\n\n", place.device_bytes);
-    }
-    text + &format!(
-        "[bfs]\npath = {}\n\n[cluster]\ngeometry = \"2+1\"\nplacement = \"least-loaded\"\n",
-        path("bfs")
-    )
 }
