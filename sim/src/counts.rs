@@ -85,7 +85,7 @@ pub async fn status(bench: &Bench, process: &ClientProcess) -> Result<NodeStatus
 }
 
 async fn ask(bench: &Bench, process: &ClientProcess, request: Outgoing) -> Result<Vec<u8>, Error> {
-    match process.caller.call(&bench.world.address, request).await {
+    match process.caller.call(&bench.world.first().address, request).await {
         Ok(answer) => Ok(answer.body),
         Err(error) => Err(Error::Protocol(format!("a question to the server: {error}"))),
     }
@@ -97,7 +97,7 @@ async fn ask(bench: &Bench, process: &ClientProcess, request: Outgoing) -> Resul
 /// # Errors
 /// The server does not answer.
 pub async fn check_quiet(bench: &Bench, process: &ClientProcess) -> Result<(), Error> {
-    let Some(node) = bench.world.node() else { return Ok(()) };
+    let Some(node) = bench.world.first().node() else { return Ok(()) };
     check_partitions(bench, &node);
     let status = status(bench, process).await?;
     let bytes = status.bytes;

@@ -166,7 +166,8 @@ async fn remove_all(bench: &Bench, process: &ClientProcess) -> Result<(), Error>
 async fn check_space(bench: &Bench, process: &ClientProcess) -> Result<(), Error> {
     counts::check_quiet(bench, process).await?;
     let status = counts::status(bench, process).await?;
-    let leftovers = || bench.world.node().map(|node| counts::leftovers(&node)).unwrap_or_default();
+    let leftovers =
+        || bench.world.first().node().map(|node| counts::leftovers(&node)).unwrap_or_default();
     for device in &status.devices {
         // A device that failed holds what it held.
         let well = device.problem.is_empty();

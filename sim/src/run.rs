@@ -113,11 +113,8 @@ async fn play(rt: &Rt, order: &Order, shared: &RefCell<Option<Rc<Bench>>>) {
     let bench = Bench::new(&world, order.operations, order.verbose);
     *shared.borrow_mut() = Some(bench.clone());
     bench.note(|| format!("{:?}", world.setup));
-    if let Err(why) = world.format().await {
-        return bench.violation(format!("cannot be formatted: {why}"));
-    }
-    if !world.start_until_serving(Duration::from_secs(10)).await {
-        return bench.violation(format!("does not start: {:?}", world.start_mistake()));
+    if let Err(why) = world.begin().await {
+        return bench.violation(why);
     }
     let count = 2 + usize::try_from(world.draw(3)).unwrap_or(0);
     lay_out(&bench, count);
@@ -130,7 +127,7 @@ async fn play(rt: &Rt, order: &Order, shared: &RefCell<Option<Rc<Bench>>>) {
     let pause = Duration::from_millis(100);
     while places.iter().any(|place| !place.ended.get()) && patience > pause && !bench.has_failed() {
         rt.sleep(pause).await;
-        if let Some(node) = world.node() {
+        if let Some(node) = world.first().node() {
             check_partitions(&bench, &node);
         }
         if bench.left.get() == 0 {

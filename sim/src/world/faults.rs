@@ -78,7 +78,7 @@ impl World {
     pub fn fault_counts(&self) -> BTreeMap<&'static str, u64> {
         let mut counts = BTreeMap::new();
         let mut disks = bb_nvme::FaultCounts::default();
-        for disk in self.disks.iter().chain([&self.log_disk]) {
+        for disk in self.machines.iter().flat_map(|machine| machine.all_disks()) {
             disks.add(&disk.fault_counts());
         }
         for kind in FaultKind::ALL {
