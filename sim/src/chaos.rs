@@ -144,7 +144,8 @@ async fn restart(bench: &Rc<Bench>) {
     bench.note(|| "the server serves".to_owned());
 }
 
-fn kill_client(bench: &Bench, places: &[Rc<Place>]) {
+/// A client process dies.
+pub fn kill_client(bench: &Bench, places: &[Rc<Place>]) {
     let at = usize::try_from(bench.world.draw(places.len() as u64)).unwrap_or(0);
     let process = places[at].process.borrow_mut().take();
     if let Some(process) = process {
@@ -200,7 +201,8 @@ fn rot(bench: &Bench, victims: &[usize]) {
     bench.note(|| format!("disk {} rots", victims[at]));
 }
 
-async fn bfs_outage(bench: &Bench) {
+/// The backing file system is full, or away, for a while.
+pub async fn bfs_outage(bench: &Bench) {
     let world = &bench.world;
     if world.one_in(2) {
         bench.note(|| "the backing file system is full".to_owned());

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bb_cluster::{ClusterMap, redundancy};
+use bb_cluster::{Change, ClusterMap, Command, Executed, Leave, NodeEntry, redundancy};
 use bb_nvme::DeviceRef;
+use bb_proto::cluster::{Propose, ProposeReply};
 use bb_proto::meta::{GetMap, GetMapReply, decode, encode};
 use bb_proto::{Kind, ServiceClass};
 use bb_runtime::{BufPool, Rt};
-use bb_server::node::{self, JoinPlan, Plan};
+use bb_server::node::{self, JoinPlan, Node, Plan};
 use bb_transport::auth::NoAuth;
 use bb_transport::{Caller, Client, ClientConfig, Identity, Outgoing, Role};
 
@@ -22,6 +23,10 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 const JOIN_PATIENCE: Duration = Duration::from_secs(60);
 /// Time for all partitions to get all their replicas where nothing goes wrong.
 const SPREAD_LIMIT: Duration = Duration::from_secs(60);
+
+/// A second of one machine may be so much longer or shorter than one of the world: twice that is
+/// what a lease of 3 s and its drift of 130 ms permit between two machines.
+const DRIFT_PPM: u64 = 20_000;
 
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
@@ -58,17 +63,31 @@ impl World {
     }
 
     /// Makes the cluster of the setup, all of it serving: the first machine, and those that have
-    /// joined it.
+    /// joined it. The last `late` of them shall join later.
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn begin(&self) -> Result<(), String> {
+    pub async fn begin(&self, late: usize) -> Result<(), String> {
         self.format().await.map_err(|why| format!("cannot be formatted: {why}"))?;
         let first = self.first();
+        if self.setup.family.drifts() {
+            for machine in &self.machines {
+                let ppm = i32::try_from(self.draw(2 * DRIFT_PPM + 1)).unwrap_or(0);
+                machine.drift_ppm.set(ppm - i32::try_from(DRIFT_PPM).unwrap_or(0));
+                self.tally.borrow_mut().drifting += 1;
+            }
+        }
+        if self.machines.len() > 1 {
+            for machine in &self.machines {
+                self.rt.spawn(machine.clone().keep_up());
+            }
+            first.is_kept_up.set(true);
+        }
+        first.is_member.set(true);
         if !first.start_until_serving(START_LIMIT).await {
             return Err(format!("does not start: {:?}", first.start_mistake()));
         }
-        for machine in &self.machines[1..] {
+        for machine in &self.machines[1..self.machines.len() - late] {
             self.take_in(machine).await?;
         }
         if self.machines.len() > 1 && !self.until_whole(SPREAD_LIMIT).await {
@@ -87,6 +106,8 @@ impl World {
         let joined = self.join(machine, &rt).await;
         self.rt.kill(rt.domain());
         joined.map_err(|why| format!("{address:?} cannot join: {why}"))?;
+        machine.is_member.set(true);
+        machine.is_kept_up.set(true);
         machine.start();
         Ok(())
     }
@@ -143,6 +164,61 @@ impl World {
         Err(why)
     }
 
+    /// Machines that have their numbers in the cluster.
+    pub fn members(&self) -> impl Iterator<Item = &Rc<Machine>> {
+        self.machines.iter().filter(|machine| machine.is_member.get())
+    }
+
+    /// The nodes that run, in order.
+    pub fn nodes(&self) -> Vec<Rc<Node>> {
+        self.machines.iter().filter_map(|machine| machine.node()).collect()
+    }
+
+    /// Takes a node that is down out of the map for good, as an operator does.
+    ///
+    /// # Errors
+    /// Why it is still there.
+    pub async fn give_up_node(&self, node: &NodeEntry) -> Result<(), String> {
+        let rt = self.rt.new_domain();
+        let pool = BufPool::new(1 << 20, false).map_err(text)?;
+        let cluster = self.map().map(|map| map.cluster.clone()).unwrap_or_default();
+        let identity = Identity {
+            role: Role::Server,
+            host: "operator".into(),
+            cluster,
+            incarnation: 0,
+            auth: NoAuth::shared(),
+        };
+        let network = self.net.host(&rt, "operator");
+        let caller = Client::new(&rt, network, ClientConfig::new(identity, pool));
+        let leave = Leave { node: node.id, incarnation: node.incarnation, give_up: false };
+        let command = Command::new(Change::Leave(leave)).encode_command();
+        let body = encode(&Propose { command });
+        let mut why = "nobody answers".to_owned();
+        let deadline = self.rt.now() + JOIN_PATIENCE;
+        while self.rt.now() < deadline {
+            for machine in self.members() {
+                let wait = Duration::from_secs(2);
+                let ask = Outgoing::new(Kind::Propose, ServiceClass::Control, wait, body.clone());
+                match caller.call(&machine.address, ask).await {
+                    Ok(answer) => {
+                        let reply: ProposeReply = decode(&answer.body).map_err(text)?;
+                        let executed: Executed = decode(&reply.outcome).map_err(text)?;
+                        if executed.void.is_empty() {
+                            self.rt.kill(rt.domain());
+                            return Ok(());
+                        }
+                        why = executed.void;
+                    }
+                    Err(error) => why = error.to_string(),
+                }
+            }
+            self.rt.sleep(Duration::from_millis(500)).await;
+        }
+        self.rt.kill(rt.domain());
+        Err(why)
+    }
+
     /// The newest map that is in force anywhere.
     pub fn map(&self) -> Option<Rc<ClusterMap>> {
         let maps = self.machines.iter().filter_map(|machine| machine.node());
@@ -165,12 +241,11 @@ impl World {
     /// What keeps the cluster from being whole; empty when it is.
     pub fn what_is_missing(&self) -> String {
         let mut missing = Vec::new();
-        for machine in self.machines.iter().filter(|machine| !machine.is_serving()) {
+        for machine in self.members().filter(|machine| !machine.is_serving()) {
             missing.push(format!("{:?} does not serve", machine.address));
         }
         let Some(map) = self.map() else { return "nobody has a map".to_owned() };
-        let addresses: BTreeSet<&str> =
-            self.machines.iter().map(|machine| &*machine.address.0).collect();
+        let addresses: BTreeSet<&str> = self.members().map(|machine| &*machine.address.0).collect();
         let active = map.nodes.iter().filter(|node| node.is_active());
         let active: BTreeSet<&str> = active.map(|node| node.address.as_str()).collect();
         for address in addresses.difference(&active) {

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bb_cluster::PlanLimits;
 use bb_commitlog::Options;
 use bb_nvme::{DeviceRef, SimDisk, SimDiskOptions};
 use bb_runtime::sync::Notify;
@@ -58,6 +59,12 @@ pub struct Machine {
     life: RefCell<Option<Rc<Life>>>,
     /// Since when a start fails, and why.
     mistake: RefCell<Option<StartMistake>>,
+    /// It has its numbers in the cluster.
+    pub is_member: Cell<bool>,
+    /// A server that ended by itself is started again.
+    pub is_kept_up: Cell<bool>,
+    /// How much faster the clocks of processes from now on run.
+    pub drift_ppm: Cell<i32>,
 }
 
 impl Machine {
@@ -78,6 +85,9 @@ impl Machine {
             address: Address::from(name("server").as_str()),
             life: RefCell::default(),
             mistake: RefCell::default(),
+            is_member: Cell::new(false),
+            is_kept_up: Cell::new(false),
+            drift_ppm: Cell::new(0),
         })
     }
 
@@ -89,7 +99,7 @@ impl Machine {
     /// Starts a server process; it goes on by itself, also where it cannot start.
     pub fn start(self: &Rc<Self>) {
         let life = Rc::new(Life {
-            rt: self.site.rt.new_domain(),
+            rt: self.site.rt.new_domain_with_drift(self.drift_ppm.get()),
             bfs: RefCell::default(),
             node: RefCell::default(),
             serving: Cell::new(false),
@@ -154,7 +164,7 @@ impl Machine {
                 ..HostConfig::default()
             },
             metadata_bytes_max: self.site.metadata_bytes_max.get(),
-            plan: bb_cluster::PlanLimits::default(),
+            plan: self.plan_limits(),
         };
         let node = Node::start(rt, parts, &|_, _| {}).await.map_err(|error| text(&error))?;
         if !self.site.setup.calls_itself_by_network {
@@ -170,15 +180,20 @@ impl Machine {
         let listener = network.listen(&self.address).await.map_err(|error| text(&error))?;
         let server = Server::start(rt, listener, node.clone(), ServerConfig::new(identity, pool));
         *life.node.borrow_mut() = Some(node.clone());
-        node.council().joined().await;
-        *self.mistake.borrow_mut() = None;
-        life.serving.set(true);
-        life.changed.notify_all();
         let stop = std::pin::pin!(life.stop.notified());
         let log = node.context().log.clone();
         let failed = async { format!("the commit log failed: {}", log.failed().await) };
         let (failed, ends) = (std::pin::pin!(failed), std::pin::pin!(node.council().must_end()));
         let ends = futures_util::future::select(failed, ends);
+        // It may be told to end before it serves.
+        let joined = async {
+            node.council().joined().await;
+            *self.mistake.borrow_mut() = None;
+            life.serving.set(true);
+            life.changed.notify_all();
+            stop.await;
+        };
+        let stop = std::pin::pin!(joined);
         if let futures_util::future::Either::Right((why, _)) =
             futures_util::future::select(stop, ends).await
         {
@@ -189,12 +204,40 @@ impl Machine {
         node.stop().await.map_err(|error| text(&error))
     }
 
+    /// Starts a server that ended by itself again after a pause, as a service manager does, for as
+    /// long as [`Machine::is_kept_up`] says so.
+    pub async fn keep_up(self: Rc<Self>) {
+        loop {
+            self.site.rt.sleep(START_PAUSE).await;
+            let ended = self.life.borrow().as_ref().is_none_or(|life| life.ended.get());
+            if self.is_kept_up.get() && ended {
+                if self.life.borrow().is_some() {
+                    self.site.tally.borrow_mut().ended_by_themselves += 1;
+                    self.clear();
+                }
+                self.start();
+            }
+        }
+    }
+
     fn log_options(&self) -> Options {
         #[cfg(feature = "planted")]
         if let Some(plant) = self.site.setup.plant {
             return Options { faults: plant.log_faults(), ..Options::default() };
         }
         Options::default()
+    }
+
+    /// Runs are short: what may wait in a real cluster happens soon.
+    fn plan_limits(&self) -> PlanLimits {
+        if self.site.setup.nodes == 1 {
+            return PlanLimits::default();
+        }
+        PlanLimits {
+            settle: Duration::from_secs(3),
+            voter_grace: Duration::from_secs(15),
+            ..PlanLimits::default()
+        }
     }
 
     /// True while a server process answers.
@@ -229,17 +272,28 @@ impl Machine {
             tally.killed_in_recovery += 1;
         }
         drop(tally);
-        *life.node.borrow_mut() = None;
-        self.site.rt.kill(life.rt.domain());
-        if let Some(bfs) = life.bfs.borrow_mut().take() {
-            bfs.kill();
-        }
+        self.end_life(&life);
         for disk in self.all_disks() {
             if power {
                 disk.power_loss();
             } else {
                 disk.process_crash();
             }
+        }
+    }
+
+    /// Takes away what is left of a process that has ended.
+    fn clear(&self) {
+        let Some(life) = self.life.borrow_mut().take() else { return };
+        self.end_life(&life);
+        self.all_disks().for_each(SimDisk::process_crash);
+    }
+
+    fn end_life(&self, life: &Life) {
+        *life.node.borrow_mut() = None;
+        self.site.rt.kill(life.rt.domain());
+        if let Some(bfs) = life.bfs.borrow_mut().take() {
+            bfs.kill();
         }
     }
 

@@ -9,6 +9,7 @@ mod faults;
 mod machine;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::time::Duration;
@@ -56,6 +57,9 @@ pub struct Setup {
 impl Setup {
     /// A setup of `family`, with what may vary drawn from `rt`.
     pub fn draw(rt: &Rt, family: Family) -> Self {
+        if family.has_nodes() {
+            return Self::draw_cluster(rt, family);
+        }
         let geometries: &[(u8, u8)] = &[(2, 1), (2, 1), (3, 1), (2, 2), (1, 1), (1, 2)];
         let at = usize::try_from(rt.random_below(geometries.len() as u64)).unwrap_or(0);
         let (data, parity) = geometries[at];
@@ -75,6 +79,36 @@ impl Setup {
             plant: None,
         }
     }
+
+    fn draw_cluster(rt: &Rt, family: Family) -> Self {
+        let pick = |all: &[(usize, u8, u8)]| {
+            all[usize::try_from(rt.random_below(all.len() as u64)).unwrap_or(0)]
+        };
+        // One block of a group per node, where there are so many nodes; fewer in some.
+        let (nodes, data, parity) = match rt.random_below(4) {
+            0 => pick(&[(5, 3, 2), (5, 2, 2), (6, 3, 2), (7, 4, 2)]),
+            _ => pick(&[(3, 2, 1), (4, 2, 1), (5, 2, 1), (4, 3, 1), (3, 1, 1), (3, 3, 1)]),
+        };
+        Self {
+            family,
+            nodes,
+            devices: 1 + usize::try_from(rt.random_below(2)).unwrap_or(0),
+            device_bytes: 96 << 20,
+            log_bytes: 25 << 20,
+            data,
+            parity,
+            partitions: [4, 8, 16][usize::try_from(rt.random_below(3)).unwrap_or(0)],
+            window_ticks: 15,
+            deterministic: rt.random_below(4) == 0,
+            calls_itself_by_network: rt.random_below(2) == 0,
+            plant: None,
+        }
+    }
+
+    /// As many nodes may be hurt at a time: K.
+    pub fn spare_nodes(&self) -> usize {
+        usize::from(self.parity)
+    }
 }
 
 /// What all machines share.
@@ -93,6 +127,8 @@ pub struct Site {
     pub metadata_bytes_max: Cell<u64>,
     /// Client processes so far, for their names.
     clients: Cell<u64>,
+    /// Devices of which a log has lost what it had acknowledged.
+    pub lost_blocks: RefCell<BTreeSet<u32>>,
 }
 
 /// The world.
@@ -120,6 +156,7 @@ impl World {
             tally: RefCell::default(),
             metadata_bytes_max: Cell::new(64 << 20),
             clients: Cell::new(0),
+            lost_blocks: RefCell::default(),
             setup,
         });
         let machines = (0..nodes).map(|number| Machine::new(&site, number)).collect();
@@ -133,6 +170,11 @@ impl World {
 }
 
 impl Site {
+    /// True for a device whose log has lost what it had acknowledged of it.
+    pub fn has_lost_blocks(&self, device: u32) -> bool {
+        self.lost_blocks.borrow().contains(&device)
+    }
+
     /// A number below `bound`.
     pub fn draw(&self, bound: u64) -> u64 {
         self.rt.random_below(bound)
