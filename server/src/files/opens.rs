@@ -45,6 +45,11 @@ impl Opens {
         self.grace_until.set(self.grace_until.get().max(until));
     }
 
+    /// Forgets the opens of files.
+    pub fn forget(&self, which: impl Fn(Fid) -> bool) {
+        self.files.borrow_mut().retain(|fid, _| !which(*fid));
+    }
+
     /// When the grace ends.
     pub const fn grace_until(&self) -> Instant {
         self.grace_until.get()

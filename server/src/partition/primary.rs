@@ -58,7 +58,7 @@ impl Partition {
     }
 
     /// The tenure of this node, if it is the primary.
-    pub(super) fn tenure(&self) -> Option<u64> {
+    pub fn tenure(&self) -> Option<u64> {
         self.with_primary(|primary| primary.since)
     }
 
