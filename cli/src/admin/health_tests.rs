@@ -16,7 +16,7 @@ fn view() -> ClusterView {
         id,
         uuid: vec![0; 16],
         incarnation: 1,
-        node: (id + 1) / 2,
+        node: id.div_ceil(2),
         state: 0,
         capacity_bytes: 1 << 30,
     });
