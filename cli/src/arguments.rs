@@ -257,8 +257,9 @@ pub enum ClusterCommand {
     ///
     /// Exit status: 0 = everything has its full redundancy and every node is active and reachable;
     /// 3 = everything is served, but a node is missing, a copy is being filled, or the cluster is too
-    /// small for what it shall survive; 4 = something is not served now; 1 = no server answers;
-    /// 2 = a mistake on the command line. The server that answers need not be the first of the list.
+    /// small for what it shall survive; 4 = something is not served now; 1 = no server answers (for
+    /// 5 s, or --timeout where that is shorter); 2 = a mistake on the command line. Any server of the
+    /// list will do, also where the first ones are dead.
     ///
     /// State of a node: active; joining (formatted, never started); restarting; no lease (must not
     /// serve now); unreachable (the cluster counts on it, this command cannot reach it); down (others

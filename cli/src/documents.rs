@@ -18,15 +18,20 @@ pub fn completions<C: CommandFactory>(shell: clap_complete::Shell, name: &str) -
 }
 
 fn render(command: &clap::Command, out: &mut dyn Write) -> io::Result<()> {
-    let man = clap_mangen::Man::new(command.clone());
-    man.render(out)?;
+    clap_mangen::Man::new(command.clone()).render(out)?;
+    sections(command, command.get_name(), out)
+}
+
+/// A section for each command below, and for those below it.
+fn sections(command: &clap::Command, path: &str, out: &mut dyn Write) -> io::Result<()> {
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
-        let name = format!("{} {}", command.get_name(), sub.get_name());
+        let name = format!("{path} {}", sub.get_name());
         writeln!(out, ".SH \"{}\"", name.to_uppercase())?;
-        let man = clap_mangen::Man::new(sub.clone().bin_name(name));
+        let man = clap_mangen::Man::new(sub.clone().bin_name(&name));
         man.render_synopsis_section(out)?;
         man.render_description_section(out)?;
         man.render_options_section(out)?;
+        sections(sub, &name, out)?;
     }
     Ok(())
 }
@@ -38,5 +43,22 @@ fn written(result: io::Result<()>) -> ExitCode {
             eprintln!("cannot write: {error}");
             ExitCode::from(crate::FAILED)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arguments::Bbadm;
+
+    #[test]
+    fn commands_of_commands_have_their_sections_too() {
+        let mut page = Vec::new();
+        render(&Bbadm::command(), &mut page).expect("written");
+        let page = String::from_utf8(page).expect("UTF-8");
+        for section in ["BBADM CLUSTER", "BBADM CLUSTER STATUS", "BBADM CLUSTER JOIN"] {
+            assert!(page.contains(&format!(".SH \"{section}\"")), "{section}");
+        }
+        assert!(page.contains("Exit status: 0"), "{page}");
     }
 }

@@ -27,8 +27,8 @@ mod tcp;
 mod writeback;
 
 pub use bb_cluster::{
-    ClusterMap, DeviceEntry, DeviceState, NodeEntry, NodeState, PartitionEntry, Redundancy,
-    redundancy,
+    Apart, ClusterMap, DeviceEntry, DeviceState, NodeEntry, NodeState, PartitionEntry, Redundancy,
+    candidates, layout_over, redundancy,
 };
 pub use bb_pgio::PgStats;
 pub use client::Client;

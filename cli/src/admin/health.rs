@@ -1,10 +1,10 @@
 //! What a cluster's map and its nodes' answers amount to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use bb_client::{
-    ClusterMap, ClusterView, DeviceState, Error, NodeEntry, NodeReport, NodeState, Redundancy,
-    redundancy,
+    Apart, ClusterMap, ClusterView, DeviceState, Error, NodeEntry, NodeReport, NodeState,
+    Redundancy, candidates, layout_over, redundancy,
 };
 use bb_proto::meta::{ByteCounts, NodeStatus};
 
@@ -192,24 +192,15 @@ fn leader(nodes: &[Node<'_>]) -> (Option<u32>, u64) {
 }
 
 fn spread(map: &ClusterMap) -> Spread {
-    let usable = map
-        .devices
-        .iter()
-        .filter(|device| device.state == DeviceState::Active as i32 && map.is_active(device.node));
-    let mut by_node: BTreeMap<u32, u32> = BTreeMap::new();
-    usable.for_each(|device| *by_node.entry(device.node).or_default() += 1);
-    let nodes = u32::try_from(by_node.len()).unwrap_or(u32::MAX);
-    let devices: u32 = by_node.values().sum();
-    if nodes > map.parity {
-        match nodes - map.parity {
-            _ if map.parity == 0 => Spread::Unprotected,
-            data if data >= map.data => Spread::OverNodes,
-            data => Spread::OverFewNodes(data),
+    let small = |count: u32| u8::try_from(count).unwrap_or(u8::MAX);
+    match layout_over(small(map.data), small(map.parity), &candidates(map, None, |_| 0)) {
+        None => Spread::Nowhere,
+        Some(_) if map.parity == 0 => Spread::Unprotected,
+        Some(layout) if layout.apart == Apart::Devices => Spread::OverDevices,
+        Some(layout) if u32::from(layout.data) < map.data => {
+            Spread::OverFewNodes(layout.data.into())
         }
-    } else if devices > map.parity {
-        Spread::OverDevices
-    } else {
-        Spread::Nowhere
+        Some(_) => Spread::OverNodes,
     }
 }
 
@@ -326,3 +317,7 @@ pub fn spread_text(health: &Health<'_>) -> String {
         Spread::Nowhere => "nowhere: too few devices".to_owned(),
     }
 }
+
+#[cfg(test)]
+#[path = "health_tests.rs"]
+mod tests;

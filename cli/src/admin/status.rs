@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use bb_client::Observer;
+use bb_client::{ClusterView, Observer};
 use bb_runtime::Rt;
 
 use super::health::health;
@@ -11,17 +11,23 @@ use super::{PATIENCE, complain_of_silence, json, table};
 use crate::FAILED;
 use crate::arguments::{Connection, Status};
 
+/// Who asks how a cluster is wants to know soon that nobody answers, whatever `--timeout` says.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+
 /// Looks once, or again and again; the answer is the exit code.
 pub async fn run(rt: &Rt, observer: &Observer, connection: &Connection, what: &Status) -> u8 {
-    let give_up = rt.now() + Duration::from_secs(connection.timeout);
+    let give_up = rt.now() + Duration::from_secs(connection.timeout).min(SILENCE_MAX);
     let Some(seconds) = what.watch else {
         loop {
-            let code = look(observer, connection, what.devices, "").await;
-            // A cluster that is being started answers a little later.
-            if code != FAILED || rt.now() >= give_up {
-                return code;
+            match observer.look(PATIENCE).await {
+                Ok(view) => return show(&view, connection, what.devices, ""),
+                Err(error) if rt.now() >= give_up => {
+                    complain_of_silence(connection, &error);
+                    return FAILED;
+                }
+                // A cluster that is being started answers a little later.
+                Err(_) => rt.sleep(Duration::from_millis(200)).await,
             }
-            rt.sleep(Duration::from_millis(200)).await;
         }
     };
     let clear = if std::io::stdout().is_terminal() && !connection.json {
@@ -31,20 +37,18 @@ pub async fn run(rt: &Rt, observer: &Observer, connection: &Connection, what: &S
         ""
     };
     loop {
-        look(observer, connection, what.devices, clear).await;
+        match observer.look(PATIENCE).await {
+            Ok(view) => {
+                show(&view, connection, what.devices, clear);
+            }
+            Err(error) => complain_of_silence(connection, &error),
+        }
         rt.sleep(Duration::from_secs_f64(seconds)).await;
     }
 }
 
-async fn look(observer: &Observer, connection: &Connection, devices: bool, clear: &str) -> u8 {
-    let view = match observer.look(PATIENCE).await {
-        Ok(view) => view,
-        Err(error) => {
-            complain_of_silence(connection, &error);
-            return FAILED;
-        }
-    };
-    let health = health(&view);
+fn show(view: &ClusterView, connection: &Connection, devices: bool, clear: &str) -> u8 {
+    let health = health(view);
     let text = if connection.json {
         format!("{}\n", json::object(&health))
     } else {

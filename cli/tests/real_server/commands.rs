@@ -79,12 +79,15 @@ fn real_commands_fail_with_the_words_and_codes_of_coreutils() {
 
     let status = |address: &str| {
         let mut bbadm = Command::new(env!("CARGO_BIN_EXE_bbadm"));
-        bbadm.args(["--server", address, "--timeout", "2", "cluster", "status"]);
+        bbadm.args(["--server", address, "--timeout", "2", "cluster", "status", "--devices"]);
         bbadm.output().expect("bbadm starts")
     };
     let well = status(&cluster.address);
     let text = String::from_utf8_lossy(&well.stdout);
-    assert!(well.status.success() && text.contains("2+1") && text.contains("device3"), "{text}");
+    assert!(text.contains("2+1") && text.contains("device3"), "{text}");
+    // All is well, and one server is no redundancy.
+    assert_eq!(well.status.code(), Some(3), "{text}");
+    assert!(text.contains("protect against the loss of devices only"), "{text}");
     cluster.stop();
     let down = status(&cluster.address);
     let said = String::from_utf8_lossy(&down.stderr);
