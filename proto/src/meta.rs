@@ -1120,6 +1120,13 @@ pub struct NodeStatus {
     /// Open sessions.
     #[prost(uint64, tag = "13")]
     pub sessions: u64,
+    /// Parity groups with a member whose device was given up or whose node is down, over the
+    /// partitions whose primary it is; counted some seconds ago at the most.
+    #[prost(uint64, tag = "20")]
+    pub degraded_groups: u64,
+    /// Of these, groups that miss more members than they have parity.
+    #[prost(uint64, tag = "21")]
+    pub unreadable_groups: u64,
 }
 
 /// State of a device.

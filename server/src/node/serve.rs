@@ -160,6 +160,8 @@ impl Node {
             bfs_problem: String::new(),
             reconstructed_blocks: 0,
             sessions,
+            degraded_groups: self.partitions.degraded().groups,
+            unreadable_groups: self.partitions.degraded().unreadable,
         };
         Ok(Response::body(meta::encode(&status)))
     }

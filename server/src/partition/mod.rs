@@ -23,8 +23,11 @@
 //! Groups with members that were gone at their commit are marked, and not rebuilt yet.
 
 pub mod apply_commit;
+#[cfg(test)]
+mod away_tests;
 pub mod background;
-pub mod engine;
+pub mod degraded;
+mod engine;
 mod filling;
 pub mod fragment_map;
 #[cfg(feature = "planted")]
