@@ -115,6 +115,9 @@ impl Client {
         if planted == crate::Planted::TrustCrc {
             self.inner.io.plant_trust_crcs();
         }
+        if planted == crate::Planted::HoldAndWait {
+            self.inner.io.plant_hold_and_wait();
+        }
     }
 
     /// Blocks that were read by reconstruction so far.

@@ -9,6 +9,8 @@ pub enum Planted {
     TrustCrc,
     /// Sends a commit while an earlier overlapping one has no outcome yet (rule 3).
     SkipReorderWait,
+    /// A read that holds blocks waits for buffers for the others (rule 14).
+    HoldAndWait,
     /// Returns from fsync before the participants have acknowledged.
     FsyncBeforeCommit,
 }

@@ -144,7 +144,12 @@ impl<'a> Attempt<'a> {
             self.io.count(|stats| stats.gets += 1);
             self.launch(&mut race, want.clone(), sink);
         }
-        self.run_race(&mut race).await?;
+        match self.run_race(&mut race).await {
+            // What is missing is waited for below, with all these blocks in hand.
+            #[cfg(feature = "planted")]
+            Err(Stop::Buffers) if self.io.hold_and_wait.get() => {}
+            result => result?,
+        }
         let (outputs, hedged) = (std::mem::take(&mut race.outputs), race.hedged);
         drop(race);
         let lost: Vec<Want> =
@@ -261,9 +266,13 @@ impl<'a> Attempt<'a> {
             Buffers::Outputs(mut outputs) => {
                 outputs.retain(|output| output.capacity() >= bytes);
                 outputs.truncate(missing.len());
-                let more = missing.len() - outputs.len();
-                let mut taken =
-                    self.io.try_buffers(&vec![bytes; need + more]).ok_or(Stop::Buffers)?;
+                let sizes = vec![bytes; need + missing.len() - outputs.len()];
+                let mut taken = match self.io.try_buffers(&sizes) {
+                    Some(taken) => taken,
+                    #[cfg(feature = "planted")]
+                    None if self.io.hold_and_wait.get() => self.io.take_buffers(&sizes).await,
+                    None => return Err(Stop::Buffers),
+                };
                 outputs.extend(taken.split_off(need));
                 (taken, outputs)
             }

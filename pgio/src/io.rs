@@ -162,6 +162,8 @@ pub struct PgIo {
     taking: Semaphore,
     #[cfg(feature = "planted")]
     pub(crate) trust_crcs: Rc<std::cell::Cell<bool>>,
+    #[cfg(feature = "planted")]
+    pub(crate) hold_and_wait: Rc<std::cell::Cell<bool>>,
 }
 
 /// A request without an answer for so long may have gone to a node that is dead: the map will say so.
@@ -221,6 +223,8 @@ impl PgIo {
             taking: Semaphore::new(1),
             #[cfg(feature = "planted")]
             trust_crcs: Rc::default(),
+            #[cfg(feature = "planted")]
+            hold_and_wait: Rc::default(),
         }
     }
 
@@ -228,6 +232,12 @@ impl PgIo {
     #[cfg(feature = "planted")]
     pub fn plant_trust_crcs(&self) {
         self.trust_crcs.set(true);
+    }
+
+    /// Deliberate error: an operation that holds blocks waits for buffers for the others.
+    #[cfg(feature = "planted")]
+    pub fn plant_hold_and_wait(&self) {
+        self.hold_and_wait.set(true);
     }
 
     /// Waits for buffers of these sizes, all of them. The caller must hold no other buffer that it

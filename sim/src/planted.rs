@@ -95,6 +95,7 @@ mod list {
         server("13", "ack-before-flush", S::AckBeforeFlush, Family::Power, 0),
         of("13", "log-ack-before-durable", Kind::LogAckEarly, Family::Power, 1),
         client("13", "fsync-before-commit", C::FsyncBeforeCommit, Family::Calm, 0),
+        client("14", "hold-and-wait", C::HoldAndWait, Family::Calm, 0),
         server("15", "forget-unfreed", S::ForgetUnfreed, Family::Net, 13),
         server("16", "ignore-budget", S::IgnoreBudget, Family::Calm, 15),
         server("17", "ignore-capability", S::IgnoreCapability, Family::Calm, 4),

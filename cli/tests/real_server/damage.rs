@@ -4,7 +4,7 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 
-use crate::harness::{Cluster, Shape, bytes, free_address, read};
+use crate::harness::{Cluster, Shape, bytes, free_address, read, write};
 
 const UNUSABLE: i32 = 3;
 
@@ -13,10 +13,7 @@ fn with_data() -> (Cluster, Vec<u8>) {
     let mut cluster = Cluster::started(&Shape { device_mib: 64, ..Shape::default() });
     let data = bytes(1, 3 << 20);
     let client = cluster.client(30);
-    let file = client.open(b"/f", libc::O_WRONLY | libc::O_CREAT, 0o644).expect("opens");
-    file.pwrite(&data, 0).expect("writes");
-    file.fsync().expect("fsyncs");
-    file.close().expect("closes");
+    write(&client, "/f", &data).expect("writes");
     client.disconnect().expect("ends");
     cluster.stop();
     (cluster, data)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::harness::{Cluster, Shape, bytes, not_run, read};
+use crate::harness::{Cluster, Shape, bytes, not_run, read, write};
 
 const PIECE: usize = 4 << 20;
 
@@ -26,14 +26,7 @@ fn real_full_devices_give_enospc_and_break_nothing_else() {
         let number = good.len() as u64;
         assert!(number < 100, "256 MiB of devices can't hold 400 MiB");
         let path = format!("/f{number}");
-        let flags = libc::O_WRONLY | libc::O_CREAT;
-        let result = client.open(path.as_bytes(), flags, 0o644).and_then(|file| {
-            let written = file.pwrite(&bytes(number, PIECE), 0);
-            let synced = written.and_then(|_| file.fsync());
-            let closed = file.close();
-            synced.and(closed)
-        });
-        match result {
+        match write(&client, &path, &bytes(number, PIECE)) {
             Ok(()) => good.push(path),
             Err(error) => break error,
         }
@@ -53,12 +46,8 @@ fn real_full_devices_give_enospc_and_break_nothing_else() {
     cluster.bbctl_good(&["purge", "-r", "/"]);
     let again = cluster.client(30);
     for number in 0..10_u64 {
-        let file = again
-            .open(format!("/again{number}").as_bytes(), libc::O_WRONLY | libc::O_CREAT, 0o644)
-            .expect("opens");
-        file.pwrite(&bytes(1_000 + number, PIECE), 0).expect("writes");
-        file.fsync().expect("there is room again");
-        file.close().expect("closes");
+        let data = bytes(1_000 + number, PIECE);
+        write(&again, &format!("/again{number}"), &data).expect("there is room again");
     }
     for number in 0..10_u64 {
         assert!(read(&again, &format!("/again{number}")) == bytes(1_000 + number, PIECE));
@@ -110,10 +99,7 @@ fn real_backing_file_system_that_fills_up_during_a_sync_leaves_data_dirty() {
     cluster.start();
     let data = bytes(7, 24 << 20);
     let client = cluster.client(30);
-    let file = client.open(b"/large", libc::O_WRONLY | libc::O_CREAT, 0o644).expect("opens");
-    file.pwrite(&data, 0).expect("writes");
-    file.fsync().expect("fsyncs");
-    file.close().expect("closes");
+    write(&client, "/large", &data).expect("writes");
     client.mkdir(b"/d", 0o755).expect("names work");
 
     let output = cluster.bbctl(&["sync", "/large"]);

@@ -73,11 +73,13 @@ pub fn bytes(seed: u64, len: usize) -> Vec<u8> {
     data
 }
 
-/// The server's program, built first if cargo runs us: it belongs to another crate.
+/// The server's program, built first if cargo runs us: it belongs to another crate. Not where
+/// `./x test` runs us: it has built everything, and with other features it would be built twice.
 pub fn bbd() -> PathBuf {
     static BUILT: Once = Once::new();
     BUILT.call_once(|| {
-        let Some(cargo) = std::env::var_os("CARGO") else { return };
+        let built = std::env::var_os("BB_TEST_BUILT").is_some();
+        let Some(cargo) = std::env::var_os("CARGO").filter(|_| !built) else { return };
         let words = ["build", "--quiet", "--locked", "--workspace", "--bin", "bbd"];
         let status = Command::new(cargo).args(words).status().expect("cargo starts");
         assert!(status.success(), "bbd builds");
@@ -248,6 +250,15 @@ impl Drop for Cluster {
 pub fn free_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("an address").to_string()
+}
+
+/// Makes a file of these bytes in the buffer, durably.
+pub fn write(client: &Client, path: &str, data: &[u8]) -> Result<(), bb_client::Error> {
+    let file = client.open(path.as_bytes(), libc::O_WRONLY | libc::O_CREAT, 0o644)?;
+    let written = file.pwrite(data, 0);
+    let synced = written.and_then(|_| file.fsync());
+    let closed = file.close();
+    synced.and(closed)
 }
 
 /// Whole contents of a file in the buffer.

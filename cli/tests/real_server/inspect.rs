@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use serde_json::Value;
 
-use crate::harness::{Cluster, Shape, bytes};
+use crate::harness::{Cluster, Shape, bytes, write};
 
 /// Where the ring begins on the log's device.
 const RING_AT: u64 = 8 << 20;
@@ -24,11 +24,7 @@ fn killed() -> Cluster {
     let mut cluster = Cluster::started(&Shape { device_mib: 64, ..Shape::default() });
     let client = cluster.client(30);
     for number in 0..20_u64 {
-        let flags = libc::O_WRONLY | libc::O_CREAT;
-        let file = client.open(format!("/f{number}").as_bytes(), flags, 0o644).expect("opens");
-        file.pwrite(&bytes(number, 100 << 10), 0).expect("writes");
-        file.fsync().expect("fsyncs");
-        file.close().expect("closes");
+        write(&client, &format!("/f{number}"), &bytes(number, 100 << 10)).expect("writes");
     }
     let (code, _, said) = inspect(&cluster, &[]);
     assert_eq!(code, Some(3), "{said}");

@@ -83,7 +83,8 @@ enum Event {
     /// Inode, and number of the task that flushes.
     FlushBegins(u64, u64),
     FlushEnds(u64, u64),
-    Sent,
+    /// Bytes.
+    Sent(u64),
     Mark,
 }
 
@@ -112,7 +113,7 @@ fn events(trace: &str, inodes: &BTreeMap<u64, String>, server: u32) -> Vec<Event
         }
         if line.contains(" sock_send_length:") {
             let bytes = number(line, "length = ").unwrap_or(0);
-            return (line.contains(&by_server) && bytes > 0).then_some(Event::Sent);
+            return (line.contains(&by_server) && bytes > 0).then_some(Event::Sent(bytes));
         }
         let write = line.contains("WRITE");
         if line.contains(" iomap_dio_rw_begin:") && write {
@@ -172,9 +173,48 @@ impl Inode {
                     self.writes.insert(offset, Write::Durable);
                 }
             }
-            Event::Sent | Event::Mark => {}
+            Event::Sent(_) | Event::Mark => {}
         }
     }
+}
+
+/// What an event says of its inode.
+fn see(state: &mut BTreeMap<u64, Inode>, event: Event) {
+    if let Event::WriteBegins(inode, _)
+    | Event::WriteEnds(inode, _, _)
+    | Event::FlushBegins(inode, _)
+    | Event::FlushEnds(inode, _) = event
+    {
+        state.entry(inode).or_default().see(event);
+    }
+}
+
+/// Where each round puts one block and then commits it: its first answer, the put's, leaves when
+/// block and log record are durable. Answers of rounds are those whose lengths nearly all rounds
+/// see: not a renewal's, that comes now and then. Returns the number of puts seen, and violations.
+fn early_puts(events: &[Event], inodes: &BTreeMap<u64, String>) -> (usize, Vec<String>) {
+    let rounds: Vec<&[Event]> =
+        events.split(|event| *event == Event::Mark).skip(1).step_by(2).collect();
+    let has = |round: &[Event], bytes: u64| round.contains(&Event::Sent(bytes));
+    let usual = |bytes: u64| {
+        let often = rounds.iter().filter(|round| has(round, bytes)).count();
+        often * 10 > rounds.len() * 8
+    };
+    let (mut puts, mut found) = (0, Vec::new());
+    for (number, round) in rounds.iter().enumerate() {
+        let answer = |event: &Event| matches!(event, Event::Sent(bytes) if usual(*bytes));
+        let Some(first) = round.iter().position(answer) else { continue };
+        puts += 1;
+        let mut state: BTreeMap<u64, Inode> = BTreeMap::new();
+        round[..first].iter().for_each(|event| see(&mut state, *event));
+        for (inode, name) in inodes {
+            let durable = |of: &Inode| of.writes.values().any(|write| *write == Write::Durable);
+            if !state.get(inode).is_some_and(durable) {
+                found.push(format!("put {number}: {name} {:?}", state.get(inode)));
+            }
+        }
+    }
+    (puts, found)
 }
 
 /// The last answer that the server sends before the client's fsync returns: everything that was
@@ -183,16 +223,12 @@ impl Inode {
 fn violations(events: &[Event], inodes: &BTreeMap<u64, String>) -> Vec<String> {
     let mut found = Vec::new();
     for (round, window) in events.split(|event| *event == Event::Mark).enumerate() {
-        let Some(last) = window.iter().rposition(|event| *event == Event::Sent) else { continue };
+        let Some(last) = window.iter().rposition(|event| matches!(event, Event::Sent(_))) else {
+            continue;
+        };
         let mut state: BTreeMap<u64, Inode> = BTreeMap::new();
         for event in &window[..last] {
-            if let Event::WriteBegins(inode, _)
-            | Event::WriteEnds(inode, _, _)
-            | Event::FlushBegins(inode, _)
-            | Event::FlushEnds(inode, _) = *event
-            {
-                state.entry(inode).or_default().see(*event);
-            }
+            see(&mut state, *event);
         }
         for (inode, name) in inodes {
             let of = state.get(inode).cloned().unwrap_or_default();
@@ -243,10 +279,15 @@ fn real_server_acknowledges_only_after_the_flush_of_every_device_concerned() {
         }
         let trace = tracing.stop();
         let events = events(&trace, &inodes, cluster.pid());
-        let sent = events.iter().filter(|event| **event == Event::Sent).count();
+        let sent = events.iter().filter(|event| matches!(event, Event::Sent(_))).count();
         assert!(sent >= 2 * ROUNDS, "{sent} answers seen in {} events:\n{trace}", events.len());
         let found = violations(&events, &inodes);
         assert!(found.is_empty(), "{geometry}: {found:#?}\n{trace}");
+        if devices == 1 {
+            let (puts, found) = early_puts(&events, &inodes);
+            assert!(puts * 10 >= ROUNDS * 9, "the answers of only {puts} puts were seen:\n{trace}");
+            assert!(found.is_empty(), "answered early: {found:#?}\n{trace}");
+        }
         file.close().expect("closes");
     }
 }
@@ -257,7 +298,7 @@ fn a_missing_or_early_flush_is_found_in_a_trace() {
     let inodes = BTreeMap::from([(1, "device0".to_owned()), (2, "log".to_owned())]);
     let log = [WriteBegins(2, 0), WriteEnds(2, 0, true)];
     let check = |device: &[Event], log: &[Event]| {
-        let all = [&[Mark], device, log, &[Sent, Mark]].concat();
+        let all = [&[Mark], device, log, &[Sent(64), Mark]].concat();
         violations(&all, &inodes).len()
     };
     let good = [WriteBegins(1, 8), WriteEnds(1, 8, false), FlushBegins(1, 7), FlushEnds(1, 7)];
@@ -269,4 +310,14 @@ fn a_missing_or_early_flush_is_found_in_a_trace() {
     assert_eq!(check(&[WriteBegins(1, 8), WriteEnds(1, 8, true)], &log), 0, "written durably");
     assert_eq!(check(&good, &[log[0], WriteEnds(2, 0, false)]), 1, "the log was not flushed");
     assert_eq!(check(&[], &log), 1, "nothing was written");
+    let put = |events: &[Event]| {
+        let round = [&[Mark], events, &[Sent(96), Mark, Sent(32)]].concat();
+        early_puts(&round.repeat(3), &inodes)
+    };
+    let durable = [&good[..], &log, &[Sent(80)]].concat();
+    assert_eq!(put(&durable), (3, Vec::new()));
+    let early = [&good[..3], &log, &[Sent(80)], &good[3..]].concat();
+    assert_eq!(put(&early).1.len(), 3, "the put was answered before the flush had ended");
+    let without = [&good[..], &[Sent(80)], &log].concat();
+    assert_eq!(put(&without).1.len(), 3, "the put was answered before its record was durable");
 }

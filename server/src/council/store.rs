@@ -106,12 +106,15 @@ enum Step {
     Again,
 }
 
+/// A step, and who waits for it.
+type Queued = (Step, oneshot::Sender<Result<(), LogError>>);
+
 /// The stream, written in the order of calls.
 pub struct LogStore {
     rt: Rt,
     log: Rc<Log>,
     mirror: RefCell<Mirror>,
-    queue: RefCell<VecDeque<(Step, oneshot::Sender<Result<(), LogError>>)>>,
+    queue: RefCell<VecDeque<Queued>>,
     busy: Cell<bool>,
 }
 
@@ -194,15 +197,15 @@ pub(super) struct Handle(pub(super) Rc<LogStore>);
 impl Store for Handle {
     fn append(&self, records: Vec<Vec<u8>>) -> Durable {
         let written = self.0.enqueue(Step::Append(records));
-        Box::pin(async move { written.await.map_err(failed) })
+        Box::pin(async move { written.await.map_err(|error| failed(&error)) })
     }
 
     fn checkpoint(&self, snapshot: Vec<u8>) -> Durable {
         let written = self.0.enqueue(Step::Checkpoint(snapshot));
-        Box::pin(async move { written.await.map_err(failed) })
+        Box::pin(async move { written.await.map_err(|error| failed(&error)) })
     }
 }
 
-fn failed(error: LogError) -> StoreFailed {
+fn failed(error: &LogError) -> StoreFailed {
     StoreFailed { reason: error.to_string() }
 }

@@ -22,7 +22,7 @@ use crate::planted::{self, Planted};
 /// intent was logged, so this concerns only what somebody else has moved there since.
 const CLOCK_SLACK_NS: i64 = 2_000_000_000;
 
-/// Looks at a new name that is not there for a look, and there for a rename.
+/// Looks at a name whose looks may miss what is there.
 const LOOKS: u32 = 3;
 
 /// Files whose last name may be gone.
@@ -181,15 +181,7 @@ impl WriteThrough {
             Some(NamespaceOp::Open(op)) => (&op.path, Some(Some(op))),
             _ => return Err(Failure::new(Code::Unsupported, "not an operation that is logged")),
         };
-        // As the server: what the caller may see can have changed.
-        let found = match self.parts.bfs.lookup(&Credentials::default(), path, true).await {
-            Ok(found) => Some(found),
-            Err(BfsError::Errno(libc::ENOENT | libc::ENOTDIR)) => {
-                self.parts.bfs.check().await.map_err(|error| refusal(&error))?;
-                None
-            }
-            Err(error) => return Err(undecided(&error)),
-        };
+        let found = self.look_again(path).await?;
         match (made, found) {
             // Nothing there: a creation was not done, a removal was.
             (Some(_), None) => Ok(None),
@@ -210,6 +202,22 @@ impl WriteThrough {
                 Ok(Some((reply, Vec::new())))
             }
         }
+    }
+
+    /// What a name means now, as the server sees it: what the caller may see can have changed. That
+    /// it means nothing is believed only if every look says so: one may lose a race, and what
+    /// follows from it (that a rename was done) can't be taken back.
+    async fn look_again(&self, path: &[u8]) -> Result<Option<Found>, Failure> {
+        for _ in 0..LOOKS {
+            match self.parts.bfs.lookup(&Credentials::default(), path, true).await {
+                Ok(found) => return Ok(Some(found)),
+                Err(BfsError::Errno(libc::ENOENT | libc::ENOTDIR)) => {
+                    self.parts.bfs.check().await.map_err(|error| refusal(&error))?;
+                }
+                Err(error) => return Err(undecided(&error)),
+            }
+        }
+        Ok(None)
     }
 
     /// True if what is there is what the intent made: empty, the caller's, and not older.

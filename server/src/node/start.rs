@@ -116,7 +116,7 @@ impl Node {
         };
         let residency = Residency::new(ctx.clone(), partitions.clone(), files.clone());
         let ballots = std::mem::take(&mut replayed.ballots);
-        let council = Council::new(&ctx, Begin { local, ballots, limits: parts.plan.clone() })?;
+        let council = Council::new(&ctx, Begin { local, ballots, limits: parts.plan })?;
         let on_serve = on_serve(&names, &files, &sessions, &residency);
         partitions.join(Rc::new(council.clone()), on_serve);
         let node = Rc::new(Self {

@@ -1,5 +1,7 @@
 //! Replicas under crashes, lost messages, cut-off nodes and changes of the map.
 
+#![expect(clippy::cast_possible_truncation, reason = "small numbers, drawn by lot")]
+
 mod world;
 
 use std::rc::Rc;

@@ -440,13 +440,10 @@ impl World {
         for _ in 0..repeats {
             let longest = if chance(30) { 400_000 } else { 800 };
             self.rt.sleep(Duration::from_micros(self.rt.random_below(longest))).await;
-            let apart = self.cut_off.borrow();
-            if apart.contains(&from) || apart.contains(&to) {
-                drop(apart);
+            let apart = |node| self.cut_off.borrow().contains(node);
+            if apart(&from) || apart(&to) {
                 std::future::pending::<()>().await;
-                unreachable!();
             }
-            drop(apart);
             let life = self.life(to).ok_or(CallError::Disconnected { maybe_sent: false })?;
             let header = Header {
                 target: request.target,
