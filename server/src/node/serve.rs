@@ -8,6 +8,7 @@ use bb_proto::{Code, DeviceId, Failure, Kind};
 use bb_transport::{HandleFuture, Incoming, Peer, Response, Service, Vitals};
 
 use super::Node;
+use crate::files::WHOLE_NODE;
 
 impl Service for Node {
     fn handle(self: Rc<Self>, request: Incoming) -> HandleFuture {
@@ -107,6 +108,10 @@ impl Node {
             | Kind::Filled
             | Kind::HandOver => self.council.handle(request).await,
             Kind::SessionOpen => self.sessions.open(&request.body).await,
+            // A session is over: from a server to each node, once for all of its partitions.
+            Kind::SessionClose if request.header.target == WHOLE_NODE => {
+                self.files.end_session_here(self.partitions.partitions(), &request).await
+            }
             Kind::SessionRenew | Kind::SessionClose | Kind::Namespace => {
                 let partition = self.partitions.addressed(&request.header)?;
                 self.sessions.clone().handle(partition, request).await
