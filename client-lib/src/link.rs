@@ -271,17 +271,19 @@ impl Link {
         nodes.all(bb_cluster::NodeEntry::is_active)
     }
 
-    /// Fetches the map, once for all that ask meanwhile.
+    /// Fetches the map, once for all that ask meanwhile. In a task of its own: whoever asked may stop
+    /// waiting, or wait for something else, and the others must not hang by that.
     pub async fn refresh_map(&self) {
-        if self.0.refreshing.get() {
-            self.0.refreshed.notified().await;
-            return;
+        let refreshed = self.0.refreshed.notified();
+        if !self.0.refreshing.replace(true) {
+            let done = RefreshGuard(self.clone());
+            self.0.rt.spawn(async move {
+                // Whoever asked tries again anyway.
+                let _ = done.0.fetch_map().await;
+                drop(done);
+            });
         }
-        self.0.refreshing.set(true);
-        let done = RefreshGuard(self.clone());
-        // Whoever asked tries again anyway.
-        let _ = self.fetch_map().await;
-        drop(done);
+        refreshed.await;
     }
 
     async fn fetch_map(&self) -> Result<()> {
@@ -329,7 +331,7 @@ impl Link {
     }
 }
 
-/// Ends a refresh also where its future is dropped, so that nobody waits for it for ever.
+/// Ends a refresh also where its task is dropped, so that nobody waits for it for ever.
 struct RefreshGuard(Link);
 
 impl Drop for RefreshGuard {

@@ -222,3 +222,37 @@ fn each_attempt_to_open_a_session_asks_for_another() {
         assert!(matches!(&keys.borrow()[..], [a, b] if a != b));
     });
 }
+
+#[test]
+fn whoever_asks_for_the_map_and_goes_away_holds_up_nobody() {
+    for seed in 20..40 {
+        run(seed, |rt, fake| async move {
+            let client = fake.client(quick()).await;
+            let files = [open(&client, "/a").await, open(&client, "/b").await];
+            // Everything is mute in the middle of it, and comes back as it was.
+            let writers: Vec<_> = files
+                .into_iter()
+                .map(|file| {
+                    rt.spawn(async move {
+                        for at in 0..12 {
+                            file.pwrite(&pattern(at, 300_000), at as u64 * 300_000).await.unwrap();
+                            file.fsync().await.expect("fsyncs");
+                        }
+                    })
+                })
+                .collect();
+            for _ in 0..3 {
+                rt.sleep(Duration::from_millis(rt.random_below(30))).await;
+                fake.mute.borrow_mut().extend([1, 2, 3, 4]);
+                rt.sleep(Duration::from_millis(500 + rt.random_below(6_000))).await;
+                fake.mute.borrow_mut().clear();
+            }
+            let all = async {
+                for writer in writers {
+                    writer.await.expect("runs");
+                }
+            };
+            rt.timeout(Duration::from_secs(100), all).await.expect("they end");
+        });
+    }
+}

@@ -144,7 +144,12 @@ impl<'a> Attempt<'a> {
             self.io.count(|stats| stats.gets += 1);
             self.launch(&mut race, want.clone(), sink);
         }
-        self.run_race(&mut race).await?;
+        match self.run_race(&mut race).await {
+            // What is missing is waited for below, with all these blocks in hand.
+            #[cfg(feature = "planted")]
+            Err(Stop::Buffers) if self.io.hold_and_wait.get() => {}
+            result => result?,
+        }
         let (outputs, hedged) = (std::mem::take(&mut race.outputs), race.hedged);
         drop(race);
         let lost: Vec<Want> =
@@ -263,7 +268,7 @@ impl<'a> Attempt<'a> {
                 outputs.truncate(missing.len());
                 let sizes = vec![bytes; need + missing.len() - outputs.len()];
                 let mut taken = match self.io.try_buffers(&sizes) {
-                    Some(all) => all,
+                    Some(taken) => taken,
                     #[cfg(feature = "planted")]
                     None if self.io.hold_and_wait.get() => self.io.take_buffers(&sizes).await,
                     None => return Err(Stop::Buffers),

@@ -1138,6 +1138,13 @@ pub struct NodeStatus {
     /// What its replicas do.
     #[prost(message, required, tag = "19")]
     pub replicas: ReplicaCounts,
+    /// Parity groups with a member whose device was given up or whose node is down, over the
+    /// partitions whose primary it is; counted some seconds ago at the most.
+    #[prost(uint64, tag = "20")]
+    pub degraded_groups: u64,
+    /// Of these, groups that miss more members than they have parity.
+    #[prost(uint64, tag = "21")]
+    pub unreadable_groups: u64,
 }
 
 /// Replicas of a node by what they do.

@@ -9,8 +9,9 @@
 //! | `last_name` | the end of a file; what goes on after a restart |
 //! | `guard` | changes behind our back |
 //! | `opens` | who has what open |
-//! | `peers` | what is asked of other partitions |
+//! | `peers`, `everybody` | what is asked of other partitions, what is told to all nodes |
 
+mod everybody;
 mod file_table;
 mod guard;
 mod last_name;
@@ -23,6 +24,7 @@ mod service;
 mod table_tests;
 mod truncate;
 
+pub use everybody::WHOLE_NODE;
 pub use file_table::{FILE_BYTES_MAX, FileTable};
 pub use mutation::{FileChange, FileMutation, FileOutcome, FileRefusal};
 pub use peers::{Parts, fid_of};

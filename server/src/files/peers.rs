@@ -3,12 +3,14 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use bb_pgio::{Primary, partition_lost};
 use bb_proto::meta::{Binding, Done, decode, encode};
 use bb_proto::{Code, Failure, Fid, Kind, PartitionId, RegionIndex, ServiceClass, partition_of};
 use bb_runtime::Rt;
-use bb_transport::{CallError, Caller, Outgoing};
+use bb_transport::{CallError, Caller, Outgoing, Vitals};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
+use super::everybody::tell_nodes;
 use crate::bfs::{Bfs, BfsError};
 use crate::context::{Context, Shared};
 use crate::partition::region_mutation::ProcessId;
@@ -106,11 +108,27 @@ impl Parts {
         to: PartitionId,
         message: &M,
     ) -> Result<Vec<u8>, CallError> {
-        let Some((address, config)) = self.shared.primary(to) else {
-            return Err(CallError::Disconnected { maybe_sent: false });
+        let (address, config) = match Primary::of(&self.shared.map(), to) {
+            Primary::At { address, config, .. } => (address, config),
+            Primary::Down => return Err(CallError::Disconnected { maybe_sent: false }),
+            Primary::Lost => {
+                return Err(CallError::Refused(partition_lost(to), Vitals::default()));
+            }
         };
         let request = Outgoing::new(kind, ServiceClass::Client, ATTEMPT, encode(message));
         Ok(self.caller.call(&address, request.to(to.0, config)).await?.body)
+    }
+
+    /// Tells every node that serves partitions, once for all of its partitions.
+    ///
+    /// # Errors
+    /// As [`tell_nodes`].
+    pub async fn tell_nodes<M: prost::Message>(
+        &self,
+        kind: Kind,
+        message: &M,
+    ) -> Result<(), Failure> {
+        tell_nodes(&self.rt, &*self.caller, &self.shared, kind, encode(message)).await
     }
 
     /// Asks the partitions of regions, many at once; done when all have answered.

@@ -1,7 +1,7 @@
 //! Answers what is asked about files, at the partition of (file, region 0).
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -87,7 +87,8 @@ impl FileService {
             Kind::SessionClose => {
                 check_server(peer)?;
                 let ask: SessionRenew = decode(body)?;
-                self.end_session(&partition, SessionId(ask.session)).await;
+                let served = BTreeMap::from([(partition.id(), partition.clone())]);
+                self.end_session(&served, SessionId(ask.session)).await;
                 encode(&Done {})
             }
             kind => {
@@ -332,11 +333,33 @@ impl FileService {
         Ok(self.state(fid, &record))
     }
 
+    /// A session is over, for all partitions that this node serves.
+    ///
+    /// # Errors
+    /// [`Code::Denied`] for one who is no server; a body that cannot be read.
+    pub async fn end_session_here(
+        self: &Rc<Self>,
+        served: impl Iterator<Item = Rc<Partition>>,
+        request: &Incoming,
+    ) -> Result<Response, Failure> {
+        check_server(&request.peer)?;
+        let ask: SessionRenew = decode(&request.body)?;
+        let served: BTreeMap<_, _> = served.map(|partition| (partition.id(), partition)).collect();
+        self.end_session(&served, SessionId(ask.session)).await;
+        Ok(Response::body(encode(&Done {})))
+    }
+
     /// A session is over: its files get the size of their regions' highest byte (rule 8), since it
     /// can't say any more how far it wrote.
-    async fn end_session(self: &Rc<Self>, partition: &Rc<Partition>, session: SessionId) {
-        let here = |fid| self.parts.partition_of(fid, RegionIndex(0)) == partition.id();
-        for (fid, wrote) in self.opens.end_session(session, self.parts.rt.now(), here) {
+    async fn end_session(
+        self: &Rc<Self>,
+        served: &BTreeMap<PartitionId, Rc<Partition>>,
+        session: SessionId,
+    ) {
+        let at = |fid| served.get(&self.parts.partition_of(fid, RegionIndex(0)));
+        let ended = self.opens.end_session(session, self.parts.rt.now(), |fid| at(fid).is_some());
+        for (fid, wrote) in ended {
+            let Some(partition) = at(fid) else { continue };
             if let Err(failure) = self.end_open(partition, fid, wrote).await {
                 tracing::warn!(%fid, %failure, "size after a dead session is not known");
             }

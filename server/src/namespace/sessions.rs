@@ -11,7 +11,6 @@ use bb_proto::meta::{
 use bb_proto::{Code, Failure, Kind, PartitionId, ServiceClass, SessionId, partition_of_session};
 use bb_runtime::Instant;
 use bb_transport::{Incoming, Response, Role};
-use futures_util::stream::{self, StreamExt};
 
 use super::Namespace;
 use super::session_mutation::{SessionChange, SessionMutation, SessionOutcome};
@@ -21,8 +20,6 @@ use crate::partition::{Mutation, Partition};
 
 /// Shortest and longest key: 128 random bits at least, so that no two clients draw the same.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 16..=64;
-/// Partitions that are told at once of the end of a session.
-const PARTITIONS_AT_ONCE: usize = 64;
 
 /// Finds a partition of this node.
 pub type FindPartition = Rc<dyn Fn(PartitionId) -> Option<Rc<Partition>>>;
@@ -107,7 +104,7 @@ impl SessionService {
                 self.hear(session);
                 Ok(Response::body(encode(&Done {})))
             }
-            // From a server: the end of a session, to everybody who may have opens of it.
+            // From a server: the end of a session, for the opens of one partition.
             Kind::SessionClose if request.peer.role == Role::Server => {
                 self.files.clone().handle(partition, request).await
             }
@@ -146,14 +143,8 @@ impl SessionService {
         if self.known(partition, session).is_err() {
             return Ok(());
         }
-        let count = self.parts.shared.map().partition_count();
         let end = SessionRenew { session: session.0, acknowledged: 0 };
-        let told = stream::iter((0..count).map(PartitionId)).map(|id| {
-            let end = end.clone();
-            async move { self.parts.ask::<_, Done>(Kind::SessionClose, id, &end).await }
-        });
-        let results: Vec<_> = told.buffer_unordered(PARTITIONS_AT_ONCE).collect().await;
-        results.into_iter().collect::<Result<Vec<_>, _>>()?;
+        self.parts.tell_nodes(Kind::SessionClose, &end).await?;
         self.log(partition, session, SessionChange::Close).await?;
         self.heard.borrow_mut().remove(&session);
         self.namespace.session_ended(session);

@@ -8,6 +8,7 @@ use bb_proto::{Code, DeviceId, Failure, Kind, PartitionId};
 use bb_transport::{HandleFuture, Incoming, Peer, Response, Service, Vitals};
 
 use super::Node;
+use crate::files::WHOLE_NODE;
 use crate::partition::Partition;
 
 impl Service for Node {
@@ -124,6 +125,10 @@ impl Node {
             | Kind::Filled
             | Kind::HandOver => self.council.handle(request).await,
             Kind::SessionOpen => self.sessions.open(&request.body).await,
+            // A session is over: from a server to each node, once for all of its partitions.
+            Kind::SessionClose if request.header.target == WHOLE_NODE => {
+                self.files.end_session_here(self.partitions.partitions(), &request).await
+            }
             Kind::SessionRenew | Kind::SessionClose | Kind::Namespace => {
                 let partition = self.partitions.addressed(&request.header)?;
                 self.sessions.clone().handle(partition, request).await
@@ -183,6 +188,8 @@ impl Node {
             has_lease: shared.lease.is_valid(shared.map().epoch),
             has_joined: self.council.has_joined(),
             replicas: self.partitions.replica_counts(),
+            degraded_groups: self.partitions.degraded().groups,
+            unreadable_groups: self.partitions.degraded().unreadable,
         };
         Ok(Response::body(meta::encode(&status)))
     }

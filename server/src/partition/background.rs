@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use bb_cluster::DeviceState;
+use bb_cluster::{ClusterMap, DeviceState};
 use bb_proto::meta::{BlockName, FreeBlocks, PgHoldsReply, PgList, decode};
 use bb_proto::{
     DeviceId, Kind, PartitionId, PgBody, PgId, RegionIndex, ServiceClass, TruncateEpoch,
@@ -36,12 +36,22 @@ pub async fn run(host: Weak<PartitionHost>) {
         return;
     };
     let mut asked = rt.now();
+    let mut counted = None;
     loop {
         let Some(woken) = host.upgrade().map(|host| host.meter.work.notified()) else { return };
         let left = match host.upgrade() {
             Some(host) => {
                 host.tend_fillings();
-                host.reclaim().await
+                let left = host.reclaim().await;
+                let now = (host.env.shared.map().epoch, rt.now());
+                let old = |(epoch, at): (u64, bb_runtime::Instant)| {
+                    epoch != now.0 || now.1.since(at) >= config.ask_interval
+                };
+                if counted.is_none_or(old) {
+                    counted = Some(now);
+                    host.count_degraded().await;
+                }
+                left
             }
             None => return,
         };
@@ -107,15 +117,7 @@ impl PartitionHost {
     }
 
     async fn free_dead(&self) {
-        let mut blocks = Blocks::new();
-        for partition in self.partitions() {
-            for pg in partition.state().pgs.dead().take(DEAD_PER_ROUND) {
-                for (device, index) in members_to_free(pg) {
-                    let block = (partition.id(), pg.descriptor.pg, index);
-                    blocks.entry(device).or_default().push(block);
-                }
-            }
-        }
+        let blocks = self.blocks_to_free();
         let calls = blocks.iter().flat_map(|(device, blocks)| {
             blocks.chunks(GROUPS_PER_CALL).map(|chunk| self.free_blocks(*device, chunk))
         });
@@ -131,6 +133,33 @@ impl PartitionHost {
             self.log(partition, Mutation::Pg(PgMutation::Freed { groups }))
         }))
         .await;
+    }
+
+    /// What can be freed now. Groups that only wait for nodes that are down are set aside until the
+    /// map changes: they must not hold up the others, nor be looked at again and again.
+    fn blocks_to_free(&self) -> Blocks {
+        let map = self.env.shared.map();
+        let changed = self.parked_at.replace(map.epoch) != map.epoch;
+        let mut blocks = Blocks::new();
+        for partition in self.partitions() {
+            if changed {
+                partition.state.borrow_mut().pgs.unpark();
+            }
+            let mut parked = Vec::new();
+            for pg in partition.state().pgs.dead().take(DEAD_PER_ROUND) {
+                let id = pg.descriptor.pg;
+                let before = parked.len();
+                parked.push(id);
+                for (device, index) in members_to_free(pg) {
+                    if !is_away(&map, device) {
+                        parked.truncate(before);
+                        blocks.entry(device).or_default().push((partition.id(), id, index));
+                    }
+                }
+            }
+            partition.state.borrow_mut().pgs.park(&parked);
+        }
+        blocks
     }
 
     /// Tells a device to free; returns what it, or its absence, has acked.
@@ -238,6 +267,12 @@ impl PartitionHost {
             }
         }
     }
+}
+
+/// The device's node is down, and may come back with its blocks.
+fn is_away(map: &ClusterMap, device: DeviceId) -> bool {
+    let entry = map.device(device).filter(|entry| entry.state() == DeviceState::Active);
+    entry.is_some_and(|entry| !map.is_active(entry.node))
 }
 
 fn members_to_free(pg: &Pg) -> Vec<(DeviceId, u32)> {

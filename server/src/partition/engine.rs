@@ -143,6 +143,11 @@ impl Partition {
         self.config.get()
     }
 
+    /// Configuration of the last record that is here.
+    pub(super) fn newest_config(&self) -> ConfigNumber {
+        self.tail.borrow().end_config()
+    }
+
     pub(super) fn set_config(&self, config: ConfigNumber) {
         self.config.set(config);
     }

@@ -6,14 +6,18 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bb_cluster::PartitionEntry;
+use bb_pgio::{Primary, partition_lost};
 use bb_proto::meta::encode;
 use bb_proto::{
     Code, ConfigNumber, Failure, Fid, Header, Kind, NodeId, PartitionId, PgId, RegionIndex,
     ServiceClass, Tick, partition_of,
 };
 use bb_runtime::{BufPool, Rt};
-use bb_transport::{Address, Answer, CallError, Caller, Incoming, Outgoing, Response, Role};
+use bb_transport::{
+    Address, Answer, CallError, Caller, Incoming, Outgoing, Response, Role, Vitals,
+};
 
+use super::degraded::Degraded;
 use super::engine::{Meter, Outbox, Partition, not_primary};
 use super::fragment_map::Counts;
 use super::journal::Journal;
@@ -96,6 +100,11 @@ pub struct PartitionHost {
     pub(super) incarnations: RefCell<BTreeMap<NodeId, u64>>,
     council: RefCell<Rc<dyn Council>>,
     snapshots: Cell<u64>,
+    /// Epoch of the map by which dead groups were set aside.
+    pub(super) parked_at: Cell<u64>,
+    pub(super) degraded: Cell<Degraded>,
+    /// Partitions that begin anew here: their first snapshot is being written.
+    pub(super) births: RefCell<BTreeSet<PartitionId>>,
     /// Participants that said they hold fragments of a group: they report by themselves. Forgotten
     /// with the process, which only costs a question.
     pub(super) holders: RefCell<BTreeSet<(PgId, PartitionId)>>,
@@ -136,6 +145,9 @@ impl PartitionHost {
             incarnations: RefCell::default(),
             council: RefCell::new(Rc::new(NoCouncil)),
             snapshots: Cell::new(0),
+            parked_at: Cell::new(0),
+            degraded: Cell::default(),
+            births: RefCell::default(),
             holders: RefCell::default(),
         });
         host.outbox.belong_to(&host);
@@ -308,10 +320,14 @@ impl PartitionHost {
         to: PartitionId,
         message: &M,
     ) -> Result<Answer, CallError> {
-        let Some((address, fence)) = self.env.shared.primary(to) else {
-            return Err(CallError::Disconnected { maybe_sent: false });
-        };
-        self.ask(&address, kind, class, (to.0, fence), message).await
+        match Primary::of(&self.env.shared.map(), to) {
+            Primary::At { address, config, .. } => {
+                self.ask(&address, kind, class, (to.0, config), message).await
+            }
+            // Not asked in vain for a whole deadline: whoever asks tries again.
+            Primary::Down => Err(CallError::Disconnected { maybe_sent: false }),
+            Primary::Lost => Err(CallError::Refused(partition_lost(to), Vitals::default())),
+        }
     }
 
     pub(super) async fn ask<M: prost::Message>(

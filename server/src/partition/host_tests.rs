@@ -301,8 +301,14 @@ fn rule_5_a_member_that_failed_before_the_commit_is_on_record_and_more_than_k_ar
         let mut map = world.map.borrow().clone();
         map.devices[2].state = 1;
         life.shared.set_map(map);
-        let refused = life.commit(at, &commit_of(fid, pg_at(at, 990, 2), 0, 10)).await;
-        assert_eq!(code(refused).0, Code::NoSpace);
+        // Forbidden for good: its bytes are written elsewhere, and a late copy must not win.
+        let second = commit_of(fid, pg_at(at, 990, 2), 0, 10);
+        assert_eq!(code(life.commit(at, &second).await).0, Code::CommitCancelled);
+        world.map.borrow_mut().devices[1].state = 0;
+        world.cut(life);
+        let life = world.start().await;
+        assert_eq!(code(life.commit(at, &second).await).0, Code::CommitCancelled);
+        assert_eq!(status(&life, Role::Server, second.descriptor.pg, true).await.unwrap(), 0);
     });
 }
 

@@ -11,20 +11,23 @@
 //! | `journal` | what is asked of the commit log |
 //! | `engine`, `tail`, `replay` | numbers, logs, applies; what is logged and not applied; what a restart brings |
 //! | `host` | the partitions of a node, and which one a request addresses |
-//! | `role`, `roles` | primary, member, filling; how the map decides that |
+//! | `role`, `roles` | primary, member, filling, begun anew; how the map decides that |
 //! | `primary`, `replicator`, `senders` | what followers have, and how they get the rest |
 //! | `member`, `serve_replica` | what a follower does with it |
 //! | `takeover`, `filling` | how a primary begins; how a node becomes a backup |
 //! | `serve_commit`, `serve_pg`, `serve_region` | what requests do, step by step |
-//! | `background` | what is done unasked: freeing, reporting, asking |
+//! | `background`, `degraded` | what is done unasked: freeing, reporting, asking, counting |
 //!
 //! Limits: the bytes of inline groups live in the state, and travel in every snapshot of their
 //! partition (they count in its memory); they are not moved to a block before the log is trimmed.
 //! Groups with members that were gone at their commit are marked, and not rebuilt yet.
 
 pub mod apply_commit;
+#[cfg(test)]
+mod away_tests;
 pub mod background;
-pub mod engine;
+pub mod degraded;
+mod engine;
 mod filling;
 pub mod fragment_map;
 #[cfg(feature = "planted")]

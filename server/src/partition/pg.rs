@@ -143,6 +143,9 @@ pub struct PgTable {
     /// Released here, home does not know yet.
     pub(super) owed: BTreeSet<PgId>,
     dead: BTreeSet<PgId>,
+    /// Dead groups whose remaining members are on nodes that are down. Of this replica's memory
+    /// only: they wait for another map.
+    parked: BTreeSet<PgId>,
     /// At home, without a fragment here, some participant silent.
     silent: BTreeSet<PgId>,
     totals: PgTotals,
@@ -171,7 +174,8 @@ impl PgTable {
 
     /// Memory, as counted.
     pub fn memory_bytes(&self) -> u64 {
-        let ids = self.remembered.len() + self.owed.len() + self.dead.len() + self.silent.len();
+        let dead = self.dead.len() + self.parked.len();
+        let ids = self.remembered.len() + self.owed.len() + dead + self.silent.len();
         self.totals.record_bytes + self.totals.inline_bytes + ids as u64 * REMEMBERED_BYTES
     }
 
@@ -204,9 +208,23 @@ impl PgTable {
         self.index.values().map(|at| (*at, self.get(*at)))
     }
 
-    /// Dead groups whose members are to be told, in order.
+    /// Dead groups of which members can be told, in order.
     pub fn dead(&self) -> impl Iterator<Item = &Pg> {
         self.dead.iter().filter_map(|id| self.find(*id))
+    }
+
+    /// Nobody can be told of these dead groups for now.
+    pub fn park(&mut self, ids: &[PgId]) {
+        for id in ids {
+            if self.dead.remove(id) {
+                self.parked.insert(*id);
+            }
+        }
+    }
+
+    /// The map is another: there may be somebody to tell now.
+    pub fn unpark(&mut self) {
+        self.dead.append(&mut self.parked);
     }
 
     /// Groups that were released here and whose homes do not know yet.
@@ -399,6 +417,7 @@ impl PgTable {
         home.freed_members |= members & all;
         if home.freed_members == all {
             self.dead.remove(&id);
+            self.parked.remove(&id);
             self.drop_record(id);
         }
     }

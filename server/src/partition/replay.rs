@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use bb_proto::PartitionId;
+use bb_proto::{ConfigNumber, PartitionId};
 
 use super::record::{Record, RecordError};
-use super::snapshot::decode_snapshot;
+use super::snapshot::{decode_snapshot, encode_snapshot};
 use super::state::PartitionState;
 use super::tail::{Logged, Tail};
 
@@ -22,6 +22,16 @@ impl Replica {
     /// A replica that holds nothing yet.
     pub fn born(partition: PartitionId) -> Self {
         Self::of(PartitionState::new(partition))
+    }
+
+    /// One that begins anew, in place of what was given up before configuration `born`.
+    pub fn reborn(partition: PartitionId, born: ConfigNumber) -> Self {
+        Self::of(PartitionState::reborn(partition, born))
+    }
+
+    /// State and tail as a checkpoint holds them.
+    pub fn snapshot(&self) -> Vec<u8> {
+        encode_snapshot(&self.state, self.tail.records().map(|logged| &*logged.record))
     }
 
     /// A replica with a state and no tail.

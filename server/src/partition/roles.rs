@@ -43,6 +43,10 @@ impl PartitionHost {
     fn follow_entry(self: &Rc<Self>, id: PartitionId, entry: &PartitionEntry, authoritative: bool) {
         let me = self.env.shared.node.0;
         let config = ConfigNumber(entry.config);
+        if entry.primary == me && self.must_be_born(id, entry) {
+            self.begin_anew(id, entry.born);
+            return;
+        }
         let Some(partition) = self.replica(id) else {
             if entry.primary == me || entry.backups.contains(&me) {
                 tracing::error!(partition = id.0, "the map names a replica that is not here");
@@ -66,6 +70,47 @@ impl PartitionHost {
         } else {
             partition.set_role(Role::Absent);
         }
+    }
+
+    /// True for a partition that was given up and begins anew here, where that has not happened yet:
+    /// nothing is here, or only what is void. (A node that dies before its first snapshot is durable
+    /// finds nothing; alone in the configuration, it has nobody who could have more.)
+    fn must_be_born(&self, id: PartitionId, entry: &PartitionEntry) -> bool {
+        if entry.born == 0 || !entry.backups.is_empty() {
+            return false;
+        }
+        self.replica(id).is_none_or(|partition| partition.newest_config().0 < entry.born)
+            || self.births.borrow().contains(&id)
+    }
+
+    /// Makes the empty partition durable; then the map is followed as usual.
+    fn begin_anew(self: &Rc<Self>, id: PartitionId, born: u64) {
+        if !self.births.borrow_mut().insert(id) {
+            return;
+        }
+        tracing::warn!(partition = id.0, "begins anew, empty: what it held was given up");
+        let replica = Replica::reborn(id, ConfigNumber(born));
+        let snapshot = replica.snapshot();
+        if let Some(void) = self.replicas.borrow_mut().remove(&id) {
+            void.discard();
+        }
+        let written = self.journal.checkpoint(id, snapshot);
+        let host = self.clone();
+        self.env.rt.spawn(async move {
+            let result = match written {
+                Ok(written) => written.await,
+                Err(failure) => Err(failure),
+            };
+            host.births.borrow_mut().remove(&id);
+            match result {
+                Ok(()) => {
+                    host.adopt_replica(replica);
+                    host.follow_map(false);
+                }
+                // Only its own log can fail it; then the node ends.
+                Err(failure) => tracing::error!(partition = id.0, %failure, "cannot begin anew"),
+            }
+        });
     }
 
     fn lead(self: &Rc<Self>, partition: &Rc<Partition>, entry: &PartitionEntry, newer: bool) {

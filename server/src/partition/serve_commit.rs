@@ -61,7 +61,10 @@ impl PartitionHost {
                 Verdict::Refuse(refusal) => return Err(self.refusal(refusal)),
                 Verdict::Apply => {
                     self.check_budget(&commit)?;
-                    let absent_members = self.absent_members(&commit)?;
+                    let absent_members = self.absent_members(partition, &commit);
+                    if has_too_few(&commit, absent_members) {
+                        return self.forbid(partition, class, id).await;
+                    }
                     #[cfg(feature = "planted")]
                     self.free_before_commit(partition, &commit);
                     let record = CommitRecord {
@@ -108,21 +111,38 @@ impl PartitionHost {
         Ok(())
     }
 
-    /// Members that the map does not have as active (rule 5).
-    fn absent_members(&self, commit: &Commit) -> Result<u32, Failure> {
-        let PgBody::Blocks { members, parity, .. } = &commit.descriptor.body else { return Ok(0) };
+    /// Members (bit = index) whose blocks the map does not have at hand (rule 5): the device was given
+    /// up since it was written to, or its node went down. Home's to say; a participant's stub follows.
+    fn absent_members(&self, partition: &Partition, commit: &Commit) -> u32 {
+        let PgBody::Blocks { members, .. } = &commit.descriptor.body else { return 0 };
+        if commit.descriptor.pg.home != partition.id() {
+            return 0;
+        }
         let map = self.env.shared.map();
-        let mut absent = 0_u32;
-        for (index, member) in members.iter().enumerate() {
-            let entry = map.device(member.device);
-            if entry.is_none_or(|entry| entry.state != i32::from(DeviceState::Active)) {
-                absent |= 1 << index;
+        let is_absent = |device| {
+            let entry = map.device(device).filter(|entry| entry.state() == DeviceState::Active);
+            entry.is_none_or(|entry| !map.is_active(entry.node))
+        };
+        let absent = (0..).zip(members).filter(|(_, member)| is_absent(member.device));
+        absent.fold(0, |bits, (index, _): (u32, _)| bits | 1 << index)
+    }
+
+    /// Too many of a group's members went away before its commit: its client, who still has the
+    /// bytes, writes them elsewhere. Forbidden in the log, since a copy of the commit may be on its
+    /// way (rule 3).
+    async fn forbid(
+        &self,
+        partition: &Rc<Partition>,
+        class: ServiceClass,
+        pg: bb_proto::PgId,
+    ) -> Result<Response, Failure> {
+        let mutation = Mutation::Pg(PgMutation::Cancel { pg });
+        match partition.submit(class, mutation).await?.pg()? {
+            PgOutcome::Cancelled { committed: true } => Ok(Response::default()),
+            _ => {
+                Err(Failure::new(Code::CommitCancelled, "too many of the group's members are gone"))
             }
         }
-        if absent.count_ones() > u32::from(*parity) {
-            return Err(Failure::new(Code::NoSpace, "too many of the group's members are gone"));
-        }
-        Ok(absent)
     }
 
     /// Has every region of the commit that is behind learn the file's terms (rule 7).
@@ -224,12 +244,23 @@ impl PartitionHost {
         let question = FileStat { fid: fid.into(), counts: false, truncates_after: Some(after.0) };
         match self.ask_partition(Kind::FileStat, class, owner, &question).await {
             Ok(answer) => decode(&answer.body),
-            Err(CallError::Refused(failure, _)) if failure.kind() == Code::StaleFile => {
+            // For good: no such file, or the record's partition is lost.
+            Err(CallError::Refused(failure, _))
+                if matches!(failure.kind(), Code::StaleFile | Code::Errno) =>
+            {
                 Err(failure)
             }
             // Whatever it is, it passes: the commit can be sent again.
             Err(error) => Err(Failure::new(Code::Busy, format!("asking the file record: {error}"))),
         }
+    }
+}
+
+/// True if more members are absent than parity makes up for.
+fn has_too_few(commit: &Commit, absent: u32) -> bool {
+    match &commit.descriptor.body {
+        PgBody::Blocks { parity, .. } => absent.count_ones() > u32::from(*parity),
+        PgBody::Inline { .. } => false,
     }
 }
 

@@ -51,8 +51,16 @@ impl PartitionHost {
             self.settle_slots(partition, open.map(|pg| pg.slot)).await?;
         }
         let old = Tick(self.old_slots_end());
+        let began_anew = self.began_anew(partition.id());
         let state = partition.state();
-        let entries = pgs.iter().map(|pg| status(&state, *pg, old)).collect();
+        let entries = pgs.iter().map(|pg| match status(&state, *pg, old) {
+            // What it held before is not known: the block may be all that is left (rule 1).
+            entry if began_anew && entry.state == UNKNOWN && state.pgs.fate(*pg).is_none() => {
+                PgStatusEntry { state: UNDECIDED, ..entry }
+            }
+            entry => entry,
+        });
+        let entries = entries.collect();
         Ok(Response::body(encode(&PgStatusReply { entries })))
     }
 
@@ -113,12 +121,22 @@ impl PartitionHost {
         let pgs: Vec<PgId> = list.pgs.iter().map(|pg| (*pg).into()).collect();
         let open = pgs.iter().filter(|pg| !is_decided(&partition.state(), **pg));
         self.settle_slots(partition, open.map(|pg| pg.slot)).await?;
+        let began_anew = self.began_anew(partition.id());
         let state = partition.state();
         let held = pgs.iter().map(|pg| {
-            let settled = is_decided(&state, *pg) || planted::is(Planted::SkipHorizon);
+            let settled = if began_anew {
+                state.pgs.fate(*pg).is_some()
+            } else {
+                is_decided(&state, *pg) || planted::is(Planted::SkipHorizon)
+            };
             state.pgs.find(*pg).is_some() || !settled
         });
         Ok(Response::body(encode(&PgHoldsReply { held: held.collect() })))
+    }
+
+    /// True if the operator once gave the partition up, and it began anew, empty.
+    fn began_anew(&self, id: PartitionId) -> bool {
+        self.env.shared.map().partition(id).is_some_and(|entry| entry.born != 0)
     }
 
     pub(super) fn serve_inline(

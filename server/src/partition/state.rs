@@ -41,6 +41,11 @@ impl PartitionState {
         }
     }
 
+    /// Nothing yet, in place of what was given up before configuration `born`.
+    pub fn reborn(id: PartitionId, born: ConfigNumber) -> Self {
+        Self { applied_config: born, ..Self::new(id) }
+    }
+
     /// Which partition.
     pub const fn id(&self) -> PartitionId {
         self.id

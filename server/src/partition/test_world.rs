@@ -42,6 +42,8 @@ pub struct Elsewhere {
     pub files: RefCell<BTreeMap<Fid, FileState>>,
     /// Blocks freed, with how often.
     pub freed: RefCell<BTreeMap<(PgId, u32), u32>>,
+    /// Requests to free, by device.
+    pub asked_to_free: RefCell<BTreeMap<DeviceId, u32>>,
     /// Devices that do not answer.
     pub silent_devices: RefCell<BTreeSet<DeviceId>>,
     /// Answers of these kinds are lost, so often.
@@ -80,6 +82,8 @@ impl Elsewhere {
                 good(encode(&files.get(&stat.fid.into()).cloned().unwrap_or_default()))
             }
             Kind::FreeBlocks => {
+                let device = DeviceId(request.target);
+                *self.asked_to_free.borrow_mut().entry(device).or_default() += 1;
                 if self.silent_devices.borrow().contains(&DeviceId(request.target)) {
                     return Err(CallError::TimedOut);
                 }
@@ -204,6 +208,7 @@ pub fn simulate<F: Future>(seed: u64, test: impl FnOnce(Rc<World>) -> F) -> F::O
         host: RefCell::default(),
         files: RefCell::default(),
         freed: RefCell::default(),
+        asked_to_free: RefCell::default(),
         silent_devices: RefCell::default(),
         lost_answers: RefCell::default(),
     });
@@ -316,9 +321,33 @@ impl Life {
         body: Vec<u8>,
         payload: Option<Vec<u8>>,
     ) -> Result<Response, Failure> {
+        self.deliver(3, role, kind, target, body, payload).await
+    }
+
+    /// The same under another configuration than the first.
+    pub async fn send_as(
+        &self,
+        config: u64,
+        role: Role,
+        kind: Kind,
+        target: PartitionId,
+        body: Vec<u8>,
+    ) -> Result<Response, Failure> {
+        self.deliver(config, role, kind, target, body, None).await
+    }
+
+    async fn deliver(
+        &self,
+        fence: u64,
+        role: Role,
+        kind: Kind,
+        target: PartitionId,
+        body: Vec<u8>,
+        payload: Option<Vec<u8>>,
+    ) -> Result<Response, Failure> {
         assert!(body.len() <= BODY_BYTES_MAX as usize);
         let header =
-            Header { target: target.0, fence: 3, ..Header::request(kind, ServiceClass::Client) };
+            Header { target: target.0, fence, ..Header::request(kind, ServiceClass::Client) };
         let pool = BufPool::new(1 << 20, false).unwrap();
         let payload = payload.map(|bytes| {
             let mut buf = pool.try_alloc(bytes.len()).unwrap();

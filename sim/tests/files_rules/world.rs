@@ -136,6 +136,9 @@ impl Life {
             Header { target: target.0, fence: 1, ..Header::request(kind, ServiceClass::Client) };
         let peer = Rc::new(Peer { connection: 1, role, host: "test".into() });
         let request = Incoming { header, body, payload: None, peer };
+        if kind == Kind::SessionClose && target.0 == bb_server::files::WHOLE_NODE {
+            return self.files.end_session_here(self.host.partitions(), &request).await;
+        }
         let partition = self.host.partition(target).expect("all are here");
         match kind {
             Kind::SessionOpen => self.sessions.open(&request.body).await,
