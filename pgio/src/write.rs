@@ -88,8 +88,10 @@ impl PgIo {
         Err(WriteError::Unreachable)
     }
 
+    /// Where nobody refused for want of room, devices are away: a map that is under way knows more,
+    /// or they come back.
     fn exhausted(&self, round: &Round, needed: usize) -> WriteError {
-        if !round.silent.is_empty() {
+        if !round.silent.is_empty() || round.full.is_empty() {
             return WriteError::Unreachable;
         }
         let map = self.view.map();
