@@ -360,8 +360,11 @@ impl<'a> Round<'a> {
         layout.map_or(Apart::Nodes, |layout| layout.apart)
     }
 
+    /// Where nobody refused for want of room, devices are away: a map that is under way knows more,
+    /// or they come back.
     fn exhausted(&self) -> WriteError {
-        if self.silent.is_empty() { self.no_space() } else { WriteError::Unreachable }
+        let away = !self.silent.is_empty() || self.full.is_empty();
+        if away { WriteError::Unreachable } else { self.no_space() }
     }
 
     fn no_space(&self) -> WriteError {

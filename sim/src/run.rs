@@ -55,6 +55,9 @@ pub struct Outcome {
 
 /// No run takes longer in virtual time, unless something hangs.
 const RUN_LIMIT: Duration = Duration::from_secs(4_000);
+/// What servers say of a log that was damaged.
+const DAMAGE: [&str; 2] =
+    ["a log has lost what it had acknowledged", "the map names a replica that is not here"];
 /// Lines of the operation log in an outcome.
 const LOG_LINES: usize = 60;
 
@@ -97,8 +100,11 @@ pub fn run(order: &Order) -> Outcome {
         shared.borrow_mut().take();
         drop(std::mem::ManuallyDrop::into_inner(executor));
     }
-    let explained =
-        |line: &String| order.family == Family::DeviceGone && line.contains("data device");
+    let damaged = outcome.faults.get("node: commit log damaged").is_some_and(|count| *count > 0);
+    let explained = |line: &String| {
+        order.family == Family::DeviceGone && line.contains("data device")
+            || damaged && DAMAGE.iter().any(|text| line.contains(text))
+    };
     let errors = complaints::errors().into_iter().filter(|line| !explained(line));
     outcome.violations.extend(errors.take(3));
     if !order.family.damages_blocks() {

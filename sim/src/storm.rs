@@ -272,14 +272,16 @@ impl Storm {
         let at = usize::try_from(world.draw(all.len() as u64)).unwrap_or(0);
         let before = if damages { Some(all[at].machine().log_disk.image()) } else { None };
         if damages {
-            world.pause(Duration::from_secs(2)).await;
+            world.pause(Duration::from_millis(400)).await;
         }
         self.aim().await;
         self.bench.note(|| "the whole site loses its power".to_owned());
         world.tally.borrow_mut().site_power_cuts += 1;
         for hurt in &all {
-            hurt.machine().is_kept_up.set(false);
-            hurt.machine().cut_power();
+            let machine = hurt.machine();
+            machine.note_devices();
+            machine.is_kept_up.set(false);
+            machine.cut_power();
         }
         let hit = before.is_some_and(|before| self.damage_log(all[at].machine(), &before));
         for hurt in &all {
@@ -295,23 +297,33 @@ impl Storm {
         drop(all);
     }
 
-    /// One record in the middle of what the log got since `before` rots. False if there is none.
+    /// Of what the log got since `before`, either a record in the middle rots, or the last records
+    /// are gone, acknowledged or not. False if there is nothing.
     fn damage_log(&self, machine: &Machine, before: &bb_nvme::SimImage) -> bool {
         const BLOCK: usize = 4096;
+        /// What every group of records has at its beginning.
+        const HEAD_BYTES: usize = 64;
         let (world, disk) = (&self.bench.world, &machine.log_disk);
         let bytes = usize::try_from(world.setup.log_bytes).unwrap_or(0);
-        let now_image = disk.image();
-        let now = disk.peek(0, bytes);
+        let (after, now) = (disk.image(), disk.peek(0, bytes));
         disk.restore(before);
         let then = disk.peek(0, bytes);
-        disk.restore(&now_image);
         let changed: Vec<usize> = (0..bytes / BLOCK)
             .filter(|n| now[n * BLOCK..(n + 1) * BLOCK] != then[n * BLOCK..(n + 1) * BLOCK])
             .collect();
         let Some(victim) = changed.get(changed.len() / 2) else { return false };
-        self.bench
-            .note(|| format!("the log of {:?} is damaged at block {victim}", machine.address));
-        disk.rot((victim * BLOCK) as u64);
+        let address = &machine.address;
+        if world.one_in(2) {
+            self.bench.note(|| format!("the log of {address:?} has lost {} blocks", changed.len()));
+            let devices = machine.devices.borrow();
+            world.lost_blocks.borrow_mut().extend(devices.iter());
+        } else {
+            self.bench.note(|| format!("the log of {address:?} rots at block {victim}"));
+            disk.restore(&after);
+            let at = victim * BLOCK;
+            let rotten: Vec<u8> = now[at..at + HEAD_BYTES].iter().map(|byte| !byte).collect();
+            disk.poke(at as u64, &rotten);
+        }
         world.tally.borrow_mut().logs_damaged += 1;
         self.damaged.set(true);
         true

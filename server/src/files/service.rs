@@ -237,11 +237,11 @@ impl FileService {
         fid: Fid,
         record: &FileRecord,
     ) {
-        if self.opens.is_open(fid, self.parts.rt.now()) {
-            return;
-        }
-        if record.rare().hidden {
+        if record.rare().hidden && !self.opens.is_known(fid) {
+            // Waits for the end of a grace that another partition has begun meanwhile.
             self.finish_later(partition, fid);
+        } else if self.opens.is_open(fid, self.parts.rt.now()) {
+            return;
         } else if record.is_needless() {
             let (this, partition) = (self.clone(), partition.clone());
             self.parts.rt.spawn(async move {

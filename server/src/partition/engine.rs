@@ -388,6 +388,12 @@ impl Partition {
         )
     }
 
+    /// A deliberate error: forgets up to which slot no new group is accepted.
+    #[cfg(feature = "planted")]
+    pub(super) fn drop_horizon(&self) {
+        self.state.borrow_mut().drop_horizon();
+    }
+
     /// What the other members have, for status.
     pub fn followers(&self) -> BTreeMap<NodeId, u64> {
         match &*self.role.borrow() {

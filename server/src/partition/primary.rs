@@ -7,6 +7,7 @@ use bb_proto::{ConfigNumber, NodeId};
 
 use super::engine::Partition;
 use super::role::{Follower, Phase, Primary, Role};
+use crate::planted::{self, Planted};
 
 /// An entry of a `Replicate` frame, on its way out.
 pub(super) struct Sending {
@@ -74,7 +75,7 @@ impl Partition {
     /// Stops serving, to give the role away. False if that is not to be done now.
     pub fn begin_hand_over(&self, config: ConfigNumber) -> bool {
         let may = self.config() == config && self.serves();
-        if may {
+        if may && !planted::is(Planted::ServeWhileHandingOver) {
             self.set_phase(Phase::HandingOver);
         }
         may

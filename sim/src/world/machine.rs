@@ -63,6 +63,8 @@ pub struct Machine {
     pub is_member: Cell<bool>,
     /// A server that ended by itself is started again.
     pub is_kept_up: Cell<bool>,
+    /// Numbers of its devices, when somebody looked last.
+    pub devices: RefCell<Vec<u32>>,
     /// How much faster the clocks of processes from now on run.
     pub drift_ppm: Cell<i32>,
 }
@@ -87,6 +89,7 @@ impl Machine {
             mistake: RefCell::default(),
             is_member: Cell::new(false),
             is_kept_up: Cell::new(false),
+            devices: RefCell::default(),
             drift_ppm: Cell::new(0),
         })
     }
@@ -248,6 +251,15 @@ impl Machine {
     /// The node, for looking at it.
     pub fn node(&self) -> Option<Rc<Node>> {
         self.life.borrow().as_ref().and_then(|life| life.node.borrow().clone())
+    }
+
+    /// Notes the numbers of its devices.
+    pub fn note_devices(&self) {
+        let Some(node) = self.node() else { return };
+        let shared = &node.context().shared;
+        let map = shared.map();
+        let own = map.devices.iter().filter(|device| device.node == shared.node.0);
+        *self.devices.borrow_mut() = own.map(|device| device.id).collect();
     }
 
     /// Kills the server process where it stands.
