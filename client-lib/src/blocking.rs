@@ -11,6 +11,7 @@ mod drive;
 
 use std::sync::Arc;
 
+use bb_pgio::PgStats;
 use bb_proto::meta::{
     Attributes, Credentials, DirEntry, FileState, OperationState, Residency, Space,
 };
@@ -230,11 +231,16 @@ impl Client {
 
     /// Blocks that were read by reconstruction so far.
     pub fn reconstructed_blocks(&self) -> u64 {
-        let count = |inside: &core::Inside| inside.client.reconstructed_blocks();
+        self.statistics().reconstructed
+    }
+
+    /// What reading and writing parity groups took so far.
+    pub fn statistics(&self) -> PgStats {
+        let count = |inside: &core::Inside| inside.client.statistics();
         self.shared
             .shared
             .call(move |inside| Box::pin(async move { Ok(count(&inside)) }))
-            .unwrap_or(0)
+            .unwrap_or_default()
     }
 
     /// Writes back everything and ends the session.

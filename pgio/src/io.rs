@@ -167,9 +167,10 @@ pub struct PgIo {
 }
 
 /// A request without an answer for so long may have gone to a node that is dead: the map will say so.
-/// Doubles up to [`LOOK_AFTER_MAX`].
+/// Then again after [`LOOK_AGAIN`]: so much longer than the fail-over itself a caller waits at the
+/// most. (One question for all that wait in a process, answered with a few bytes.)
 const LOOK_AFTER: Duration = Duration::from_secs(1);
-const LOOK_AFTER_MAX: Duration = Duration::from_secs(8);
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Waits for the answer of a call, looking at the map now and then: once `is_current` says no, the
 /// answer is not waited for any more. For requests that may be repeated elsewhere.
@@ -193,7 +194,7 @@ pub async fn while_current(
             Either::Right(((), _)) if !is_current() => return Err(CallError::TimedOut),
             Either::Right(((), rest)) => call = rest,
         }
-        wait = (wait * 2).min(LOOK_AFTER_MAX);
+        wait = LOOK_AGAIN;
     }
 }
 

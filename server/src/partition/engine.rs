@@ -57,14 +57,6 @@ pub trait Outbox {
     fn committed(&self, partition: PartitionId, node: NodeId);
 }
 
-/// Sends nothing: for replicas without others.
-pub struct NoOutbox;
-
-impl Outbox for NoOutbox {
-    fn ready(&self, _: PartitionId, _: NodeId) {}
-    fn committed(&self, _: PartitionId, _: NodeId) {}
-}
-
 /// What the replicas of a node count together.
 #[derive(Default)]
 pub struct Meter {
