@@ -43,7 +43,8 @@ impl Known<'_> {
 /// How much at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanLimits {
-    /// Replicas that a node fills, and that it gives, at a time.
+    /// Replicas that a node fills, and that it gives, at a time. Most are small: what a filling costs
+    /// is its way through the map; how many snapshots are in memory, their sender decides.
     pub fillings_per_node: u32,
     /// Moves for the sake of balance that begin in one round.
     pub moves_per_round: usize,
@@ -57,7 +58,7 @@ pub struct PlanLimits {
 impl Default for PlanLimits {
     fn default() -> Self {
         Self {
-            fillings_per_node: 4,
+            fillings_per_node: 64,
             moves_per_round: 64,
             settle: Duration::from_secs(30),
             voter_grace: Duration::from_secs(60),

@@ -17,6 +17,8 @@ use crate::planted::{self, Planted};
 const PIECE_BYTES: usize = 512 << 10;
 /// Records kept for a node that is being filled, in bytes; beyond, it begins again.
 const KEPT_BYTES_MAX: usize = 64 << 20;
+/// Snapshots that a node sends at a time: so many are in memory.
+pub(super) const SNAPSHOTS_MAX: u64 = 4;
 /// Pause after a piece that was not taken.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -60,6 +62,11 @@ impl PartitionHost {
             partition.tenure() == Some(since) && host.filling_of(partition.id()).contains(&node)
         };
         while still(self) {
+            // Many may be waited for; few have their snapshots in memory.
+            let _room = self.snapshot_room.acquire(1).await;
+            if !still(self) {
+                break;
+            }
             partition.tail.borrow_mut().keep();
             let (snapshot, end) = (partition.snapshot(), partition.tail.borrow().end());
             partition.with_primary(|primary| primary.snapshots.insert(node, end));

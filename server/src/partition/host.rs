@@ -12,6 +12,7 @@ use bb_proto::{
     Code, ConfigNumber, Failure, Fid, Header, Kind, NodeId, PartitionId, PgId, RegionIndex,
     ServiceClass, Tick, partition_of,
 };
+use bb_runtime::sync::Semaphore;
 use bb_runtime::{BufPool, Rt};
 use bb_transport::{
     Address, Answer, CallError, Caller, Incoming, Outgoing, Response, Role, Vitals,
@@ -19,6 +20,7 @@ use bb_transport::{
 
 use super::degraded::Degraded;
 use super::engine::{Meter, Outbox, Partition, not_primary};
+use super::filling::SNAPSHOTS_MAX;
 use super::fragment_map::Counts;
 use super::journal::Journal;
 use super::mutation::Mutation;
@@ -95,6 +97,8 @@ pub struct PartitionHost {
     pub(super) incoming: RefCell<IncomingSnapshots>,
     /// Snapshots on their way out: partition and node.
     pub(super) fillings: RefCell<BTreeSet<(PartitionId, NodeId)>>,
+    /// Permits to have a snapshot in memory and send it.
+    pub(super) snapshot_room: Semaphore,
     pub(super) on_serve: RefCell<Option<OnServe>>,
     /// Processes of other nodes, as the map that was followed last names them.
     pub(super) incarnations: RefCell<BTreeMap<NodeId, u64>>,
@@ -141,6 +145,7 @@ impl PartitionHost {
             outbox,
             incoming: RefCell::default(),
             fillings: RefCell::default(),
+            snapshot_room: Semaphore::new(SNAPSHOTS_MAX),
             on_serve: RefCell::default(),
             incarnations: RefCell::default(),
             council: RefCell::new(Rc::new(NoCouncil)),
