@@ -576,6 +576,26 @@ fn names_and_operations() {
 }
 
 #[test]
+fn an_operation_that_its_server_does_not_know_any_more_is_started_again_unless_it_was_cancelled() {
+    run(19, |_rt, fake| async move {
+        let client = fake.client(quick()).await;
+        let file = open(&client, "/f").await;
+        let operation = file.start(bb_proto::meta::Residency::Sync, 0, 0, 0).await.expect("starts");
+        let before = operation.id();
+        fake.state.borrow_mut().operations.clear();
+        let mut seen = Vec::new();
+        operation.wait(|state| seen.push(state.bytes_done)).await.expect("ends");
+        assert_eq!(seen, [1, 2, 3]);
+        assert_ne!(operation.id(), before);
+        let operation = file.start(bb_proto::meta::Residency::Sync, 0, 0, 0).await.expect("starts");
+        operation.cancel().await.expect("answers");
+        fake.state.borrow_mut().operations.clear();
+        assert!(operation.wait(|_| ()).await.is_err());
+        assert!(fake.state.borrow().operations.is_empty());
+    });
+}
+
+#[test]
 fn written_memory_stays_within_its_bound_over_many_files() {
     run(18, |rt, fake| async move {
         let options = ClientOptions { write_back_bytes: 4 << 20, ..quick() };

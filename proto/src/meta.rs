@@ -953,6 +953,11 @@ pub struct OperationStatus {
     pub cancel: bool,
 }
 
+/// Value of a [`crate::Code::Cancelled`] in an [`OperationState`] that says: whoever answers does not
+/// know the operation. Its process is gone, or the role of the file's primary has moved: start it
+/// again.
+pub const OPERATION_UNKNOWN: u64 = 1;
+
 /// State of an operation. Also the answer to starting one.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct OperationState {

@@ -12,6 +12,9 @@ pub struct Arguments {
     /// How long to go on; each kind of fault happens once in any case
     #[arg(long, default_value_t = 10)]
     minutes: u64,
+    /// These kinds of faults only: Kill, Freeze, Link, Blackhole, Restart
+    #[arg(long, value_delimiter = ',', value_name = "FAULT")]
+    only: Vec<String>,
     /// Begin with this seed (each run prints its own). It repeats the faults and what clients do,
     /// not the times at which the machine does it
     #[arg(long)]
@@ -24,6 +27,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     command.args(["test", "--locked", "--package=bb-cli", "--test=real_server", "--"]);
     command.args(["--exact", TEST, "--nocapture"]);
     command.env("BB_THRASH_MINUTES", arguments.minutes.to_string());
+    command.env("BB_THRASH_ONLY", arguments.only.join(","));
     // What cannot run here fails.
     command.env("CI", "1");
     if let Some(seed) = arguments.seed {

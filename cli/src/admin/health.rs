@@ -175,6 +175,7 @@ fn node<'a>(view: &'a ClusterView, entry: &'a NodeEntry) -> Node<'a> {
         status: report.and_then(|report| report.status.as_ref().ok()),
         silence: match report.map(|report| &report.status) {
             Some(Err(Error::TimedOut { seconds })) => format!("no answer for {seconds} s"),
+            Some(Err(Error::Errno { errno: libc::ENOTCONN, .. })) => "no connection".to_owned(),
             Some(Err(error)) => client_error(error),
             _ => String::new(),
         },

@@ -38,18 +38,22 @@ fn real_faults_of_one_server_at_a_time_are_pauses_and_no_errors() {
     let mut random = random();
     let minutes: u64 = std::env::var("BB_THRASH_MINUTES")
         .map_or(0, |text| text.parse().expect("BB_THRASH_MINUTES is a number"));
+    let only = std::env::var("BB_THRASH_ONLY").unwrap_or_default();
+    let is_chosen = |fault: &Fault| only.is_empty() || only.contains(&format!("{fault:?}"));
+    let chosen: Vec<Fault> = FAULTS.into_iter().filter(is_chosen).collect();
+    assert!(!chosen.is_empty(), "BB_THRASH_ONLY names no fault of {FAULTS:?}");
     let mut servers = Servers::started(SERVERS, "2+1", Some(net));
     let mut counts: BTreeMap<Fault, u32> = BTreeMap::new();
     let start = now();
     let model = under_load(&mut servers, &mut random, |servers, random, stamps| {
-        let mut all = FAULTS;
+        let mut all = chosen.clone();
         random.shuffle(&mut all);
         for fault in all {
             happens(fault, servers, random, stamps);
             *counts.entry(fault).or_default() += 1;
         }
         while start.elapsed() < Duration::from_secs(60 * minutes) {
-            let fault = FAULTS[random.usize(0..FAULTS.len())];
+            let fault = chosen[random.usize(0..chosen.len())];
             happens(fault, servers, random, stamps);
             *counts.entry(fault).or_default() += 1;
         }

@@ -96,21 +96,32 @@ fn work(
         let known = model.entry(path.clone()).or_default();
         let begin = now();
         let flags = libc::O_RDWR | libc::O_CREAT;
-        let file = client.open(path.as_bytes(), flags, 0o644).expect("opens");
+        let file = slow("open", &path, || client.open(path.as_bytes(), flags, 0o644));
+        let file = file.expect("opens");
         let at = random.usize(0..400_000);
         let len = [100, 5_000, 60_000, 300_000][random.usize(0..4)];
         let data = bytes(random.u64(..), random.usize(1..len));
         assert_eq!(file.pwrite(&data, at as u64).expect("writes"), data.len());
-        file.fsync().expect("fsyncs");
+        slow("fsync", &path, || file.fsync()).expect("fsyncs");
         stamps.note(begin);
         known.resize(known.len().max(at + data.len()), 0);
         known[at..at + data.len()].copy_from_slice(&data);
-        file.close().expect("closes");
+        slow("close", &path, || file.close()).expect("closes");
         if random.u32(0..4) == 0 {
-            same(&read(client, &path), known, &path);
+            same(&slow("read", &path, || read(client, &path)), known, &path);
         }
     }
     model
+}
+
+/// Says which calls took much longer than a fail-over.
+fn slow<T>(what: &str, path: &str, call: impl FnOnce() -> T) -> T {
+    let begin = now();
+    let result = call();
+    if begin.elapsed() > Duration::from_secs(8) {
+        println!("{what} of {path} took {:.2} s", begin.elapsed().as_secs_f64());
+    }
+    result
 }
 
 /// Reads all files with a new client.

@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -75,11 +75,16 @@ impl Server {
 
     /// Starts it; does not wait.
     pub fn start(&mut self) {
+        self.start_with(&["run"]);
+    }
+
+    /// The same, with other words.
+    pub fn start_with(&mut self, words: &[&str]) {
         assert!(self.child.is_none(), "runs already");
         self.starts += 1;
         let log = self.directory.join(format!("bbd.{}.log", self.starts));
         let file = File::create(log).expect("a log file");
-        self.child = Some(self.command(&["run"]).stderr(file).spawn().expect("bbd starts"));
+        self.child = Some(self.command(words).stderr(file).spawn().expect("bbd starts"));
     }
 
     fn signal(&mut self, signal: i32) {
@@ -101,6 +106,23 @@ impl Server {
         self.signal(libc::SIGTERM);
         let status = self.child.take().expect("runs").wait().expect("gone");
         assert!(status.success(), "it stops without an error");
+    }
+
+    /// How it ended by itself, within so many seconds.
+    pub fn ended(&mut self, seconds: u64) -> ExitStatus {
+        let mut child = self.child.take().expect("runs");
+        let start = now();
+        loop {
+            if let Some(status) = child.try_wait().expect("a child") {
+                return status;
+            }
+            if start.elapsed() > Duration::from_secs(seconds) {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("it has not ended after {seconds} s:\n{}", self.log());
+            }
+            pause(20);
+        }
     }
 
     /// SIGSTOP: alive, and silent.
@@ -188,11 +210,19 @@ impl Servers {
 
     /// Looks until `good` holds; the time it took. Panics after so many seconds.
     pub fn wait(&self, what: &str, seconds: u64, good: impl Fn(&Value) -> bool) -> Duration {
-        let start = now();
+        let (start, mut history) = (now(), Vec::new());
         loop {
             let (code, status) = self.status();
+            let (passed, problems) = (start.elapsed(), status["problems"].to_string());
             if good(&status) {
-                return start.elapsed();
+                if passed > Duration::from_secs(12) {
+                    println!("{what} took {:.2} s:\n{}", passed.as_secs_f64(), history.join("\n"));
+                }
+                return passed;
+            }
+            let line = format!("  {:.1} s: {problems}", passed.as_secs_f64());
+            if history.last().is_none_or(|last: &String| !last.ends_with(&problems)) {
+                history.push(line);
             }
             if start.elapsed() > Duration::from_secs(seconds) {
                 panic!("{what}: not after {seconds} s; status says (code {code}): {status:#}");
@@ -217,11 +247,17 @@ impl Servers {
         Client::connect(&all, options, 32 << 20).expect("connects")
     }
 
-    /// `bbctl` as a process of its own; it must succeed. What it prints.
-    pub fn bbctl_good(&self, words: &[&str]) -> String {
+    /// `bbctl`, not started yet.
+    pub fn bbctl(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bbctl"));
         command.args(["--server", &self.addresses(), "--timeout", "60"]).args(words);
-        let output = command.stdin(Stdio::null()).output().expect("bbctl starts");
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// The same, as a process of its own; it must succeed. What it prints.
+    pub fn bbctl_good(&self, words: &[&str]) -> String {
+        let output = self.bbctl(words).output().expect("bbctl starts");
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "bbctl {words:?}: {errors}");
         String::from_utf8(output.stdout).expect("UTF-8")

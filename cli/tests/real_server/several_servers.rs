@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::harness::{bytes, now, pause, random, read};
 use crate::load::{check, check_backing, under_load};
-use crate::several::Servers;
+use crate::several::{Server, Servers};
 
 #[test]
 fn real_cluster_loses_a_server_to_kill_9_and_no_call_fails() {
@@ -50,7 +50,64 @@ fn real_cluster_loses_a_server_to_kill_9_and_no_call_fails() {
     let another = random.usize(0..servers.nodes.len());
     servers.nodes[another].kill();
     check(&servers, &model);
+    // And now all of them at once.
+    servers.nodes[another].start();
+    servers.wait_until_full(60);
+    servers.nodes.iter_mut().for_each(Server::kill);
+    assert_eq!(servers.status().0, 1, "nobody answers");
+    servers.nodes.iter_mut().for_each(Server::start);
+    let all = servers.wait_until_full(60);
+    println!("full redundancy {:.2} s after the start of all", all.as_secs_f64());
+    check(&servers, &model);
     check_backing(&servers, &model);
+}
+
+/// Who runs an operation on a file dies with it: the client starts it again where the file is then.
+#[test]
+fn real_sync_survives_the_death_of_a_server_in_the_middle() {
+    const FILES: u64 = 1_500;
+    let mut random = random();
+    let mut servers = Servers::started(3, "2+1", None);
+    let source = servers.directory.join("source");
+    std::fs::create_dir(&source).expect("a directory");
+    for file in 0..FILES {
+        let path = source.join(file.to_string());
+        std::fs::write(path, bytes(file, 30_000)).expect("a file");
+    }
+    servers.bbctl_good(&["cp", "-r", &source.display().to_string(), "bb:/copy"]);
+    let backing = servers.directory.join("bfs/copy");
+    let synchronized = || {
+        let all = std::fs::read_dir(&backing).expect("a directory").flatten();
+        all.filter(|entry| entry.metadata().is_ok_and(|m| m.len() > 0)).count() as u64
+    };
+    let mut sync = servers.bbctl(&["sync", "-r", "/copy"]).spawn().expect("bbctl starts");
+    while synchronized() < FILES / 10 {
+        assert!(sync.try_wait().expect("a child").is_none(), "it ended too early");
+        pause(2);
+    }
+    let victim = random.usize(0..servers.nodes.len());
+    servers.nodes[victim].kill();
+    let left = FILES - synchronized();
+    println!("server {} killed with {left} files to go", victim + 1);
+    assert!(left > 0, "the sync was over: this shows nothing");
+    assert!(sync.wait().expect("gone").success(), "the sync goes on");
+    for file in 0..FILES {
+        let found = std::fs::read(backing.join(file.to_string())).expect("is there");
+        assert!(found == bytes(file, 30_000), "{file} on the backing file system");
+    }
+}
+
+/// The supervisor may want to start it itself.
+#[test]
+fn real_server_that_must_not_start_itself_anew_says_so_with_its_exit_code() {
+    let mut servers = Servers::started(3, "2+1", None);
+    servers.nodes[1].stop();
+    servers.nodes[1].start_with(&["run", "--no-restart"]);
+    servers.wait_until_full(60);
+    servers.nodes[1].freeze();
+    servers.wait("it is down", 30, |status| status["nodes"][1]["state"] == "down");
+    servers.nodes[1].thaw();
+    assert_eq!(servers.nodes[1].ended(20).code(), Some(75), "{}", servers.nodes[1].log());
 }
 
 /// A server that is stopped for longer than its lease, and does not know it when it goes on: what it

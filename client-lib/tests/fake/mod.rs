@@ -474,7 +474,16 @@ impl Fake {
             }
             Kind::OperationStatus => {
                 let body: meta::OperationStatus = meta::decode(&request.body)?;
-                let asked = state.operations.entry(body.op).or_default();
+                let Some(asked) = state.operations.get_mut(&body.op) else {
+                    let failure = Failure::new(Code::Cancelled, "another process");
+                    let reply = meta::OperationState {
+                        op: body.op,
+                        ended: true,
+                        failure: Some(failure.with_value(meta::OPERATION_UNKNOWN)),
+                        ..Default::default()
+                    };
+                    return no_payload(meta::encode(&reply));
+                };
                 *asked += 1;
                 let failure = body.cancel.then(|| Failure::new(Code::Cancelled, ""));
                 let reply = meta::OperationState {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::rights::check_capability;
 use bb_proto::meta::{
-    FileOperation, OperationState, OperationStatus, Residency as Kind, decode, encode,
+    FileOperation, OPERATION_UNKNOWN, OperationState, OperationStatus, Residency as Kind, decode,
+    encode,
 };
 use bb_proto::{
     Capability, ClientSequence, Code, Failure, Fid, OpId, RegionIndex, Rights, SessionId,
@@ -249,7 +250,8 @@ impl Residency {
         let Some(job) = self.file_jobs.get(OpId(wanted.op)) else {
             let why = "the operation is not known any more: the server was restarted, or it ended \
                        long ago. Start it again";
-            let failure = Some(Failure::new(Code::Cancelled, why));
+            let failure = Failure::new(Code::Cancelled, why).with_value(OPERATION_UNKNOWN);
+            let failure = Some(failure);
             let state =
                 OperationState { op: wanted.op, ended: true, failure, ..Default::default() };
             return Ok(Response::body(encode(&state)));

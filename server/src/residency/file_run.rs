@@ -113,7 +113,8 @@ impl Residency {
             };
             match ended {
                 Ok(size) => return result.and(size),
-                Err(failure) if failure.kind() == Code::StaleFile => {
+                // The file is gone, or its partition is another node's, which goes on with the session.
+                Err(failure) if matches!(failure.kind(), Code::StaleFile | Code::Fenced) => {
                     return result.and(Err(failure));
                 }
                 Err(failure) => {

@@ -129,7 +129,8 @@ impl Running {
         let file =
             File::create(&output).map_err(|error| format!("{}: {error}", output.display()))?;
         let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null()).stdout(file);
+        // Of what it does it prints a summary.
+        command.args(arguments).env("BB_LOG", "warn").stdin(Stdio::null()).stdout(file);
         let child = command.spawn().map_err(|error| format!("{}: {error}", program.display()))?;
         Ok(Self { child, name: name.to_owned(), output })
     }
