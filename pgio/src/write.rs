@@ -113,15 +113,15 @@ impl PgIo {
             if devices.len() == total {
                 return Ok(sealed.descriptor(pg, &devices));
             }
-            if round.silent.is_empty() || self.rt.now() >= give_up {
-                return Err(round.exhausted());
-            }
             let geometry = sealed.shape.geometry;
             if self.usable_geometry(geometry).is_some_and(|now| now.data() < geometry.data()) {
-                // Fewer blocks can be had at once, which beats waiting for the silent.
+                // Fewer blocks can be had at once, which beats waiting for who is away.
                 return Err(round.no_space());
             }
-            // Everything is silent: a server restarts. Ask all of them again.
+            if round.is_full() || self.rt.now() >= give_up {
+                return Err(round.exhausted());
+            }
+            // Too few answer: a server restarts, or a map is under way. Ask all of them again.
             round.silent.clear();
             self.back_off(attempt).await;
             self.view.refresh().await;
@@ -360,11 +360,13 @@ impl<'a> Round<'a> {
         layout.map_or(Apart::Nodes, |layout| layout.apart)
     }
 
-    /// Where nobody refused for want of room, devices are away: a map that is under way knows more,
-    /// or they come back.
+    /// True if it is for want of room: somebody refused, and nobody is silent or away.
+    fn is_full(&self) -> bool {
+        self.silent.is_empty() && !self.full.is_empty()
+    }
+
     fn exhausted(&self) -> WriteError {
-        let away = !self.silent.is_empty() || self.full.is_empty();
-        if away { WriteError::Unreachable } else { self.no_space() }
+        if self.is_full() { self.no_space() } else { WriteError::Unreachable }
     }
 
     fn no_space(&self) -> WriteError {
