@@ -106,11 +106,8 @@ impl Parts {
         to: PartitionId,
         message: &M,
     ) -> Result<Vec<u8>, CallError> {
-        let Some((address, config)) = self.shared.primary(to) else {
-            return Err(CallError::Disconnected { maybe_sent: false });
-        };
         let request = Outgoing::new(kind, ServiceClass::Client, ATTEMPT, encode(message));
-        Ok(self.caller.call(&address, request.to(to.0, config)).await?.body)
+        Ok(self.shared.ask_primary(&self.rt, &*self.caller, to, request).await?.body)
     }
 
     /// Asks the partitions of regions, many at once; done when all have answered.

@@ -308,10 +308,9 @@ impl PartitionHost {
         to: PartitionId,
         message: &M,
     ) -> Result<Answer, CallError> {
-        let Some((address, fence)) = self.env.shared.primary(to) else {
-            return Err(CallError::Disconnected { maybe_sent: false });
-        };
-        self.ask(&address, kind, class, (to.0, fence), message).await
+        let request = Outgoing::new(kind, class, self.config.call_deadline, encode(message));
+        let env = &self.env;
+        env.shared.ask_primary(&env.rt, &*env.caller, to, request).await
     }
 
     pub(super) async fn ask<M: prost::Message>(
