@@ -47,7 +47,7 @@ impl PgIo {
     ) -> Result<PgDescriptor, WriteError> {
         let total = sealed.shape.geometry.total();
         let give_up = self.rt.now() + self.limits.give_up;
-        let mut round = Round { full: BTreeSet::new(), silent: BTreeSet::new() };
+        let mut round = Round::default();
         let mut placed: BTreeMap<usize, DeviceId> = BTreeMap::new();
         let mut done: BTreeSet<usize> = BTreeSet::new();
         for attempt in 0.. {
@@ -95,7 +95,8 @@ impl PgIo {
             return WriteError::Unreachable;
         }
         let map = self.view.map();
-        let usable = self.devices.candidates(&map, |d| !round.full.contains(&d)).len();
+        let refused = |d| round.full.contains(&d) || round.failed.contains(&d);
+        let usable = self.devices.candidates(&map, |d| !refused(d)).len();
         WriteError::NoSpace { usable, needed }
     }
 
@@ -111,6 +112,7 @@ impl PgIo {
         let free = |device: DeviceId| {
             !placed.values().any(|d| *d == device)
                 && !round.full.contains(&device)
+                && !round.failed.contains(&device)
                 && !round.silent.contains(&device)
         };
         let mut candidates =
@@ -186,8 +188,12 @@ impl PgIo {
 }
 
 /// Who refused this group.
+#[derive(Default)]
 struct Round {
+    /// For want of room.
     full: BTreeSet<DeviceId>,
+    /// They are no more, or the map has taken them away.
+    failed: BTreeSet<DeviceId>,
     silent: BTreeSet<DeviceId>,
 }
 
@@ -195,8 +201,12 @@ impl Round {
     fn refused(&mut self, io: &PgIo, device: DeviceId, refusal: Refusal) -> Result<(), WriteError> {
         match refusal {
             Refusal::Final(failure) => return Err(WriteError::Refused(failure)),
-            Refusal::NoSpace | Refusal::Failed => {
+            Refusal::NoSpace => {
                 self.full.insert(device);
+                io.devices.avoid(&io.rt, device, AVOID_FULL);
+            }
+            Refusal::Failed => {
+                self.failed.insert(device);
                 io.devices.avoid(&io.rt, device, AVOID_FULL);
             }
             Refusal::Silent => {

@@ -239,9 +239,7 @@ impl FileService {
         if record.rare().hidden && !self.opens.is_known(fid) {
             // Waits for the end of a grace that another partition has begun meanwhile.
             self.finish_later(partition, fid);
-        } else if self.opens.is_open(fid, self.parts.rt.now()) {
-            return;
-        } else if record.is_needless() {
+        } else if !self.opens.is_open(fid, self.parts.rt.now()) && record.is_needless() {
             let (this, partition) = (self.clone(), partition.clone());
             self.parts.rt.spawn(async move {
                 let _lock = this.locks.lock(fid).await;
