@@ -117,6 +117,8 @@ pub struct Executor {
 pub struct Rt {
     inner: Rc<Inner>,
     domain: DomainId,
+    /// How much faster this handle's clock runs than the driver's: not at all, but in simulation.
+    drift_ppm: i32,
 }
 
 impl Executor {
@@ -153,7 +155,7 @@ impl Executor {
 
     /// A handle in the root domain.
     pub fn rt(&self) -> Rt {
-        Rt { inner: self.inner.clone(), domain: DomainId(0) }
+        Rt { inner: self.inner.clone(), domain: DomainId(0), drift_ppm: 0 }
     }
 
     /// A handle in a new domain.
@@ -377,7 +379,7 @@ impl Inner {
 impl Rt {
     /// Time now.
     pub fn now(&self) -> Instant {
-        self.inner.driver.now()
+        self.local_time(self.inner.driver.now())
     }
 
     /// Calendar time now.
@@ -404,7 +406,37 @@ impl Rt {
     pub fn new_domain(&self) -> Rt {
         let id = self.inner.next_domain.get();
         self.inner.next_domain.set(id + 1);
-        Rt { inner: self.inner.clone(), domain: DomainId(id) }
+        Rt { inner: self.inner.clone(), domain: DomainId(id), drift_ppm: self.drift_ppm }
+    }
+
+    /// A handle in a new domain whose clock, and that of all domains made from it, runs faster by
+    /// so much (slower, if negative): another machine in a simulation. Its instants must not be
+    /// compared with those of other handles.
+    pub fn new_domain_with_drift(&self, drift_ppm: i32) -> Rt {
+        assert!(drift_ppm.unsigned_abs() < 1_000_000, "a clock that stands still or runs back");
+        Rt { drift_ppm, ..self.new_domain() }
+    }
+
+    /// What this handle's clock says when the driver's says `at`.
+    fn local_time(&self, at: Instant) -> Instant {
+        if self.drift_ppm == 0 {
+            return at;
+        }
+        scaled(at, u128::from(self.rate()), u128::from(PPM), 0)
+    }
+
+    /// When the driver's clock says that this handle's has reached `at`.
+    fn driver_time(&self, at: Instant) -> Instant {
+        if self.drift_ppm == 0 {
+            return at;
+        }
+        // Rounded up, so that whoever wakes finds the time reached.
+        let rate = u128::from(self.rate());
+        scaled(at, u128::from(PPM), rate, rate - 1)
+    }
+
+    fn rate(&self) -> u32 {
+        PPM.saturating_add_signed(self.drift_ppm)
     }
 
     /// Adds `value` to the trace hash, so that a decision shows in it.
@@ -459,7 +491,7 @@ impl Rt {
 
     /// Waits until `at`.
     pub fn sleep_until(&self, at: Instant) -> Sleep {
-        Sleep { inner: self.inner.clone(), at, sequence: None }
+        Sleep { inner: self.inner.clone(), at: self.driver_time(at), sequence: None }
     }
 
     /// Runs `future` for at most `duration`; on [`Elapsed`] it has been dropped.
@@ -501,6 +533,14 @@ impl Rt {
     pub fn add_source(&self, source: Box<dyn PollSource>) {
         self.inner.sources.borrow_mut().push(source);
     }
+}
+
+/// A clock without drift counts a million of a million.
+const PPM: u32 = 1_000_000;
+
+fn scaled(at: Instant, times: u128, over: u128, round: u128) -> Instant {
+    let nanos = (u128::from(at.as_nanos()) * times + round) / over;
+    Instant::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
 impl Inner {
@@ -599,6 +639,7 @@ impl<T> Future for JoinHandle<T> {
 /// Waits for a point in time.
 pub struct Sleep {
     inner: Rc<Inner>,
+    /// By the driver's clock.
     at: Instant,
     sequence: Option<u64>,
 }
@@ -676,6 +717,22 @@ mod tests {
         let rt = executor.rt();
         executor.block_on(rt.sleep(Duration::from_secs(86_400)));
         assert_eq!(rt.now().as_nanos(), 86_400_000_000_000);
+    }
+
+    #[test]
+    fn a_clock_that_drifts_wakes_when_it_says_so_and_others_see_it_earlier_or_later() {
+        let executor = Executor::simulated(1);
+        let rt = executor.rt();
+        for drift_ppm in [20_000, -20_000] {
+            let other = rt.new_domain_with_drift(drift_ppm);
+            let child = other.new_domain();
+            let (before, own) = (rt.now(), child.now());
+            executor.block_on(child.sleep(Duration::from_secs(100)));
+            assert!(child.now().since(own) >= Duration::from_secs(100));
+            let passed = rt.now().since(before).as_secs_f64();
+            let expected = 100.0 / (1.0 + f64::from(drift_ppm) / 1e6);
+            assert!((passed - expected).abs() < 1e-6, "{passed} instead of {expected}");
+        }
     }
 
     #[test]

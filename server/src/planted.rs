@@ -62,6 +62,32 @@ pub enum Planted {
     IgnoreCapability,
     /// Rule 11: dirty bytes are dropped because the backing file system is not there.
     DropDirtyUnmounted,
+    /// Leases: a node whose lease is over goes on serving.
+    ServeWithoutLease,
+    /// Leases: a node is taken down before its lease and the drift of clocks are over.
+    SkipLeaseWait,
+    /// Numbers that fence: records of an older configuration are taken.
+    IgnoreConfiguration,
+    /// Committed: what the primary alone has logged counts.
+    AckWithoutBackup,
+    /// Committed: a backup acknowledges what is not durable yet.
+    BackupAcksEarly,
+    /// Commit point: applied is what others have told, whether it was compared or not.
+    ApplyUncompared,
+    /// Take-over: whoever does not answer at once is not waited for.
+    TakeOverWithoutAll,
+    /// Take-over: this node's own tail is good enough, whatever others have.
+    KeepOwnTail,
+    /// Filling: a replica counts as full before it has everything.
+    FillHalf,
+    /// Filling: whatever snapshot comes is installed.
+    InstallStaleSnapshot,
+    /// Handing over: a primary goes on serving what it gives away.
+    ServeWhileHandingOver,
+    /// Rule 1: a new primary begins with an empty horizon.
+    DropHorizonAtTakeOver,
+    /// Rule 12: a member whose log ends too early is believed.
+    IgnoreShortLog,
 }
 
 #[cfg(feature = "planted")]

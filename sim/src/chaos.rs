@@ -25,23 +25,23 @@ pub async fn run_chaos(bench: Rc<Bench>, places: Vec<Rc<Place>>) {
     let victims = victims(&bench);
     if family.rots() {
         for victim in &victims {
-            world.disks[*victim].set_rates(disk_rates());
+            world.first().disks[*victim].set_rates(disk_rates());
         }
     }
     if family == Family::Power {
         // What is slow is under way when the power fails.
-        for disk in &world.disks {
+        for disk in &world.first().disks {
             disk.set_rates(FaultRates { slow_ppm: 200_000, ..FaultRates::default() });
         }
-        world.log_disk.set_rates(FaultRates { slow_ppm: 100_000, ..FaultRates::default() });
+        world.first().log_disk.set_rates(FaultRates { slow_ppm: 100_000, ..FaultRates::default() });
     }
     if matches!(family, Family::Mixed | Family::Crash) {
         let slow = FaultRates { slow_ppm: 2_000, ..FaultRates::default() };
-        world.log_disk.set_rates(slow);
+        world.first().log_disk.set_rates(slow);
     }
     if family == Family::Hot {
         // One so slow that what is read is often overwritten, freed and used again meanwhile.
-        for (number, disk) in world.disks.iter().enumerate() {
+        for (number, disk) in world.first().disks.iter().enumerate() {
             let slow_ppm = if number == 0 { 700_000 } else { 50_000 };
             disk.set_rates(FaultRates { slow_ppm, ..FaultRates::default() });
         }
@@ -59,8 +59,8 @@ pub async fn run_chaos(bench: Rc<Bench>, places: Vec<Rc<Place>>) {
 /// As many devices as may be hurt.
 fn victims(bench: &Bench) -> Vec<usize> {
     let world = &bench.world;
-    let first = usize::try_from(world.draw(world.disks.len() as u64)).unwrap_or(0);
-    (0..usize::from(world.setup.parity)).map(|n| (first + n) % world.disks.len()).collect()
+    let first = usize::try_from(world.draw(world.first().disks.len() as u64)).unwrap_or(0);
+    (0..usize::from(world.setup.parity)).map(|n| (first + n) % world.first().disks.len()).collect()
 }
 
 fn bfs_faults(bench: &Bench) -> BfsFaults {
@@ -101,7 +101,7 @@ async fn strike(bench: &Rc<Bench>, places: &[Rc<Place>], victims: &[usize]) {
 async fn aim(bench: &Rc<Bench>) {
     let world = &bench.world;
     for _ in 0..2_000 {
-        let disks = world.disks.iter().chain([&world.log_disk]);
+        let disks = world.first().all_disks();
         if disks.map(|disk| disk.unflushed_blocks()).sum::<usize>() > 0 {
             return;
         }
@@ -115,22 +115,22 @@ async fn crash(bench: &Rc<Bench>) {
     let gently = !power && world.one_in(6);
     bench.note(|| format!("the server ends; power: {power}, in good order: {gently}"));
     if gently {
-        world.stop(Duration::from_secs(5)).await;
+        world.first().stop(Duration::from_secs(5)).await;
     } else if power {
         aim(bench).await;
-        world.cut_power();
+        world.first().cut_power();
     } else {
-        world.kill();
+        world.first().kill();
     }
     world.pause(Duration::from_millis(1_500)).await;
     // Now and then it dies again before it serves.
     while world.one_in(4) {
-        world.start();
+        world.first().start();
         world.pause(Duration::from_millis(30)).await;
         if world.one_in(2) && bench.family.cuts_power() {
-            world.cut_power();
+            world.first().cut_power();
         } else {
-            world.kill();
+            world.first().kill();
         }
     }
     restart(bench).await;
@@ -138,13 +138,14 @@ async fn crash(bench: &Rc<Bench>) {
 
 async fn restart(bench: &Rc<Bench>) {
     let world = &bench.world;
-    if !world.start_until_serving(START_LIMIT).await {
-        bench.violation(format!("the server does not start: {:?}", world.start_mistake()));
+    if !world.first().start_until_serving(START_LIMIT).await {
+        bench.violation(format!("the server does not start: {:?}", world.first().start_mistake()));
     }
     bench.note(|| "the server serves".to_owned());
 }
 
-fn kill_client(bench: &Bench, places: &[Rc<Place>]) {
+/// A client process dies.
+pub fn kill_client(bench: &Bench, places: &[Rc<Place>]) {
     let at = usize::try_from(bench.world.draw(places.len() as u64)).unwrap_or(0);
     let process = places[at].process.borrow_mut().take();
     if let Some(process) = process {
@@ -166,18 +167,18 @@ async fn part(bench: &Bench, places: &[Rc<Place>], longest: Duration) {
     bench.note(|| format!("partition of c{number}, way {way}"));
     world.tally.borrow_mut().partitions += 1;
     match way {
-        0 => world.net.block(&client, &world.address),
-        1 => world.net.block(&world.address, &client),
-        _ => world.net.partition(&client, &world.address),
+        0 => world.net.block(&client, &world.first().address),
+        1 => world.net.block(&world.first().address, &client),
+        _ => world.net.partition(&client, &world.first().address),
     }
     world.pause(longest).await;
-    world.net.heal(&client, &world.address);
+    world.net.heal(&client, &world.first().address);
 }
 
 /// The device goes away, or fails at its next write or flush: the server may not use it again
 /// (rule 13).
 fn fail_device(bench: &Bench, victim: usize) {
-    let disk = &bench.world.disks[victim];
+    let disk = &bench.world.first().disks[victim];
     let way = bench.world.draw(3);
     bench.note(|| format!("disk {victim} fails, way {way}"));
     match way {
@@ -190,7 +191,7 @@ fn fail_device(bench: &Bench, victim: usize) {
 fn rot(bench: &Bench, victims: &[usize]) {
     let world = &bench.world;
     let at = usize::try_from(world.draw(victims.len() as u64)).unwrap_or(0);
-    let disk = &world.disks[victims[at]];
+    let disk = &world.first().disks[victims[at]];
     let used: Vec<u64> =
         disk.blocks_in_use().into_iter().filter(|offset| *offset >= DATA_OFFSET).collect();
     for _ in 0..used.len().min(20) {
@@ -200,7 +201,8 @@ fn rot(bench: &Bench, victims: &[usize]) {
     bench.note(|| format!("disk {} rots", victims[at]));
 }
 
-async fn bfs_outage(bench: &Bench) {
+/// The backing file system is full, or away, for a while.
+pub async fn bfs_outage(bench: &Bench) {
     let world = &bench.world;
     if world.one_in(2) {
         bench.note(|| "the backing file system is full".to_owned());
@@ -220,8 +222,8 @@ async fn bfs_outage(bench: &Bench) {
 /// A device hangs for a while.
 async fn stall(bench: &Bench) {
     let world = &bench.world;
-    let at = usize::try_from(world.draw(world.disks.len() as u64 + 1)).unwrap_or(0);
-    let disk = world.disks.get(at).unwrap_or(&world.log_disk);
+    let at = usize::try_from(world.draw(world.first().disks.len() as u64 + 1)).unwrap_or(0);
+    let disk = world.first().disks.get(at).unwrap_or(&world.first().log_disk);
     bench.note(|| format!("disk {at} stalls"));
     disk.stall();
     world.pause(Duration::from_secs(2)).await;
@@ -237,7 +239,7 @@ pub async fn heal(bench: &Rc<Bench>) {
     world.bfs.set_faults(BfsFaults::default());
     world.bfs.set_capacity(1 << 40);
     world.bfs.set_mounted(true);
-    for disk in world.disks.iter().chain([&world.log_disk]) {
+    for disk in world.first().all_disks() {
         disk.set_rates(FaultRates::default());
         disk.release();
     }

@@ -119,11 +119,11 @@ fn byte_of(at: usize) -> u8 {
 }
 
 async fn foreign_device(world: &Rc<World>) -> Result<(), String> {
-    world.stop(Duration::from_secs(5)).await;
-    let image = world.disks[0].image();
+    world.first().stop(Duration::from_secs(5)).await;
+    let image = world.first().disks[0].image();
     world.format().await?;
-    world.disks[0].restore(&image);
-    if world.start_until_serving(REFUSES_AFTER).await {
+    world.first().disks[0].restore(&image);
+    if world.first().start_until_serving(REFUSES_AFTER).await {
         return Err("a device of another format is served from".to_owned());
     }
     Ok(())
@@ -188,12 +188,12 @@ async fn hung_write(world: &Rc<World>) -> Result<(), String> {
             }
         });
         world.pause(HANG_MAX).await;
-        world.kill();
+        world.first().kill();
         world.kill_client(&process);
         drop(syncing);
         world.bfs.set_faults(BfsFaults::default());
-        if !world.start_until_serving(PATIENCE).await {
-            return Err(format!("does not start: {:?}", world.start_mistake()));
+        if !world.first().start_until_serving(PATIENCE).await {
+            return Err(format!("does not start: {:?}", world.first().start_mistake()));
         }
         let process = connect_for(world, 8 << 20, PATIENCE).await?;
         let file = create(&process).await?;
@@ -219,7 +219,7 @@ async fn hung_write(world: &Rc<World>) -> Result<(), String> {
 /// Bytes that the log holds at the most, superblocks included.
 fn whole(world: &World) -> Vec<u8> {
     let bytes = usize::try_from(world.setup.log_bytes).unwrap_or(0);
-    world.log_disk.peek(0, bytes)
+    world.first().log_disk.peek(0, bytes)
 }
 
 async fn damaged_log(world: &Rc<World>) -> Result<(), String> {
@@ -235,15 +235,15 @@ async fn damaged_log(world: &Rc<World>) -> Result<(), String> {
         file.fsync().await.map_err(text)?;
     }
     drop(file);
-    world.kill();
+    world.first().kill();
     world.kill_client(&process);
     let after = whole(world);
     let changed: Vec<usize> = (0..after.len() / BLOCK)
         .filter(|n| before[n * BLOCK..(n + 1) * BLOCK] != after[n * BLOCK..(n + 1) * BLOCK])
         .collect();
     let victim = changed.get(changed.len() / 2).copied().ok_or("nothing was logged")?;
-    world.log_disk.rot((victim * BLOCK) as u64);
-    if !world.start_until_serving(REFUSES_AFTER).await {
+    world.first().log_disk.rot((victim * BLOCK) as u64);
+    if !world.first().start_until_serving(REFUSES_AFTER).await {
         return Ok(());
     }
     // It may be a part of the log that nobody needs any more.
@@ -260,7 +260,7 @@ async fn damaged_log(world: &Rc<World>) -> Result<(), String> {
 async fn torn_log(world: &Rc<World>) -> Result<(), String> {
     const ROUNDS: usize = 10;
     const FRAGMENTS: usize = 400;
-    world.log_disk.set_rates(FaultRates { slow_ppm: 1_000_000, ..FaultRates::default() });
+    world.first().log_disk.set_rates(FaultRates { slow_ppm: 1_000_000, ..FaultRates::default() });
     for _ in 0..ROUNDS {
         let process = connect(world, 8 << 20).await?;
         let file = create(&process).await?;
@@ -269,14 +269,14 @@ async fn torn_log(world: &Rc<World>) -> Result<(), String> {
         }
         let syncing = process.rt.spawn(async move { drop(file.fsync().await) });
         world.pause(Duration::from_millis(12)).await;
-        world.cut_power();
+        world.first().cut_power();
         world.kill_client(&process);
         drop(syncing);
-        if !world.start_until_serving(REFUSES_AFTER).await {
-            return Err(format!("after a power cut: {:?}", world.start_mistake()));
+        if !world.first().start_until_serving(REFUSES_AFTER).await {
+            return Err(format!("after a power cut: {:?}", world.first().start_mistake()));
         }
     }
-    world.log_disk.set_rates(FaultRates::default());
+    world.first().log_disk.set_rates(FaultRates::default());
     let process = connect(world, 8 << 20).await?;
     let file = process.client.open(PATH, libc::O_RDONLY, 0).await.map_err(text)?;
     let mut got = vec![0; FRAGMENTS * 64];
@@ -297,7 +297,7 @@ async fn few_buffers(world: &Rc<World>) -> Result<(), String> {
     file.fsync().await.map_err(text)?;
     // Every read of this device fails: all its blocks are computed from others.
     let rates = FaultRates { read_error_ppm: 1_000_000, ..FaultRates::default() };
-    world.disks[0].set_rates(rates);
+    world.first().disks[0].set_rates(rates);
     let reader = connect(world, 5 << 20).await?;
     let file = Rc::new(reader.client.open(PATH, libc::O_RDONLY, 0).await.map_err(text)?);
     let tasks: Vec<_> = (0..8)
@@ -319,7 +319,7 @@ async fn few_buffers(world: &Rc<World>) -> Result<(), String> {
         Ok(())
     };
     let ended = world.rt.timeout(Duration::from_secs(60), all).await;
-    world.disks[0].set_rates(FaultRates::default());
+    world.first().disks[0].set_rates(FaultRates::default());
     ended.unwrap_or_else(|_| Err("readers wait for each other's buffers".to_owned()))
 }
 
@@ -327,10 +327,10 @@ async fn many_fragments(world: &Rc<World>) -> Result<(), String> {
     /// Fragments of the file, and the memory that there is for them: a quarter of what they need.
     const FRAGMENTS: u64 = 16_000;
     const BUDGET_BYTES: u64 = 256 << 10;
-    world.stop(Duration::from_secs(5)).await;
+    world.first().stop(Duration::from_secs(5)).await;
     world.metadata_bytes_max.set(BUDGET_BYTES);
-    if !world.start_until_serving(REFUSES_AFTER).await {
-        return Err(format!("does not start: {:?}", world.start_mistake()));
+    if !world.first().start_until_serving(REFUSES_AFTER).await {
+        return Err(format!("does not start: {:?}", world.first().start_mistake()));
     }
     let process = connect(world, 16 << 20).await?;
     let file = create(&process).await?;
@@ -363,7 +363,7 @@ async fn many_fragments(world: &Rc<World>) -> Result<(), String> {
 
 async fn intruder(world: &Rc<World>) -> Result<(), String> {
     let process = connect(world, 8 << 20).await?;
-    let context = world.node().ok_or("no node")?.context().shared.clone();
+    let context = world.first().node().ok_or("no node")?.context().shared.clone();
     let (address, incarnation) = context.driver(DeviceId(1)).ok_or("no device 1")?;
     let config = context.map().partition(PartitionId(0)).ok_or("no partition 0")?.config;
     let pool = BufPool::new(1 << 20, false).map_err(text)?;

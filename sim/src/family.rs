@@ -32,13 +32,27 @@ pub enum Family {
     /// The backing file system fails, hangs and goes away all the time, and the server is killed
     /// meanwhile.
     Outage,
+    /// Several nodes, and nothing goes wrong but that one joins while clients work.
+    NodesCalm,
+    /// Several nodes, whose server processes are killed, and start at once or after the fail-over.
+    NodesCrash,
+    /// Several nodes that lose their power, all at once or one of them; a log may be damaged.
+    NodesPower,
+    /// Several nodes that do not all reach each other, in one direction or both.
+    NodesNet,
+    /// Several nodes, of which one is slow: its disks, its network.
+    NodesSlow,
+    /// Several nodes whose clocks run at different speed.
+    NodesDrift,
+    /// Several nodes with some of everything.
+    NodesMixed,
     /// Some of everything.
     Mixed,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 20] = [
         Self::Calm,
         Self::Crash,
         Self::Power,
@@ -52,12 +66,28 @@ impl Family {
         Self::Away,
         Self::Outage,
         Self::Mixed,
+        Self::NodesCalm,
+        Self::NodesCrash,
+        Self::NodesPower,
+        Self::NodesNet,
+        Self::NodesSlow,
+        Self::NodesDrift,
+        Self::NodesMixed,
     ];
+    /// Those of one node of which a default seed may be.
+    const NARROW: usize = 11;
 
-    /// The family of a seed where none was asked for: many mix everything.
+    /// The family of a seed where none was asked for: many mix everything, and each sixth has several
+    /// nodes.
     pub fn of_seed(seed: u64) -> Self {
+        let nodes = &Self::ALL[Self::NARROW + 2..];
+        if let at @ (13 | 15 | 17) = seed % 18 {
+            let number = seed / 18 * 3 + (at - 13) / 2;
+            let at = usize::try_from(number % nodes.len() as u64).unwrap_or(0);
+            return nodes[at];
+        }
         // `outage` is for the search of planted errors: not all of its seeds are well yet.
-        let narrow = &Self::ALL[..Self::ALL.len() - 2];
+        let narrow = &Self::ALL[..Self::NARROW];
         match usize::try_from(seed % 18) {
             Ok(at) if at < narrow.len() => narrow[at],
             _ => Self::Mixed,
@@ -80,7 +110,33 @@ impl Family {
             Self::Away => "away",
             Self::Outage => "outage",
             Self::Mixed => "mixed",
+            Self::NodesCalm => "nodes-calm",
+            Self::NodesCrash => "nodes-crash",
+            Self::NodesPower => "nodes-power",
+            Self::NodesNet => "nodes-net",
+            Self::NodesSlow => "nodes-slow",
+            Self::NodesDrift => "nodes-drift",
+            Self::NodesMixed => "nodes-mixed",
         }
+    }
+
+    /// Several nodes.
+    pub const fn has_nodes(self) -> bool {
+        matches!(
+            self,
+            Self::NodesCalm
+                | Self::NodesCrash
+                | Self::NodesPower
+                | Self::NodesNet
+                | Self::NodesSlow
+                | Self::NodesDrift
+                | Self::NodesMixed
+        )
+    }
+
+    /// Clocks of machines run at different speed.
+    pub const fn drifts(self) -> bool {
+        matches!(self, Self::NodesDrift | Self::NodesMixed)
     }
 
     /// Server processes are killed now and then.
@@ -104,7 +160,7 @@ impl Family {
 
     /// The network misbehaves.
     pub const fn rough_network(self) -> bool {
-        matches!(self, Self::Net | Self::Away | Self::Mixed)
+        matches!(self, Self::Net | Self::Away | Self::Mixed | Self::NodesNet | Self::NodesMixed)
     }
 
     /// Devices destroy data.
@@ -124,12 +180,12 @@ impl Family {
 
     /// Client processes are killed.
     pub const fn kills_clients(self) -> bool {
-        matches!(self, Self::Crash | Self::Names | Self::Mixed | Self::Net)
+        matches!(self, Self::Crash | Self::Names | Self::Mixed | Self::Net | Self::NodesMixed)
     }
 
     /// The backing file system misbehaves.
     pub const fn bad_bfs(self) -> bool {
-        matches!(self, Self::Bfs | Self::Outage | Self::Mixed)
+        matches!(self, Self::Bfs | Self::Outage | Self::Mixed | Self::NodesMixed)
     }
 
     /// Writes may meet ENOSPC.

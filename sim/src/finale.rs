@@ -9,6 +9,8 @@ use bb_proto::meta::Residency;
 
 use crate::chaos::heal;
 use crate::counts;
+use crate::storm::calm_down;
+use crate::watch;
 use crate::workload::{Bench, STRANGER, appended_records};
 use crate::world::ClientProcess;
 
@@ -19,7 +21,11 @@ const FILE_BYTES: usize = 4 << 20;
 
 /// Runs all checks; what fails is a violation.
 pub async fn check_all(bench: &Rc<Bench>) {
-    heal(bench).await;
+    if bench.family.has_nodes() {
+        calm_down(bench).await;
+    } else {
+        heal(bench).await;
+    }
     if bench.has_failed() {
         return;
     }
@@ -56,6 +62,9 @@ async fn check(bench: &Rc<Bench>, process: &Rc<ClientProcess>) -> Result<(), Err
     check_appended(bench, process).await?;
     settle(bench).await;
     check_counts(bench, process).await?;
+    if bench.family.has_nodes() {
+        watch::check_replicas(bench).await;
+    }
     remove_all(bench, process).await?;
     settle(bench).await;
     let tally = &bench.world.tally;
@@ -136,7 +145,7 @@ async fn check_appended(bench: &Bench, process: &ClientProcess) -> Result<(), Er
 /// Everything was synchronized: nothing but what nobody can name any more may be dirty.
 async fn check_counts(bench: &Bench, process: &ClientProcess) -> Result<(), Error> {
     counts::check_quiet(bench, process).await?;
-    let bytes = counts::status(bench, process).await?.bytes;
+    let bytes = counts::all_bytes(&counts::status(bench, process).await?);
     bench.note(|| format!("bytes by state: {bytes:?}"));
     if bytes.pending != 0 {
         bench.violation(format!("no sync is under way, and {} bytes are pending", bytes.pending));
@@ -166,8 +175,9 @@ async fn remove_all(bench: &Bench, process: &ClientProcess) -> Result<(), Error>
 async fn check_space(bench: &Bench, process: &ClientProcess) -> Result<(), Error> {
     counts::check_quiet(bench, process).await?;
     let status = counts::status(bench, process).await?;
-    let leftovers = || bench.world.node().map(|node| counts::leftovers(&node)).unwrap_or_default();
-    for device in &status.devices {
+    let nodes = bench.world.nodes();
+    let leftovers = || counts::leftovers(&nodes);
+    for device in &counts::devices(&nodes, &status) {
         // A device that failed holds what it held.
         let well = device.problem.is_empty();
         if well && (device.used_bytes != 0 || device.blocks != 0) {
@@ -180,7 +190,7 @@ async fn check_space(bench: &Bench, process: &ClientProcess) -> Result<(), Error
             ));
         }
     }
-    let bytes = status.bytes;
+    let bytes = counts::all_bytes(&status);
     if bytes.fragments != 0 {
         let leftovers = leftovers();
         bench.violation(format!(

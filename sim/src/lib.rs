@@ -5,7 +5,9 @@
 //! | `family` | which faults happen in a run |
 //! | `world` | disks, network, backing file system, and processes that come and go |
 //! | `workload` | what clients do, and the judgement of each answer |
-//! | `chaos` | what goes wrong meanwhile |
+//! | `chaos` | what goes wrong meanwhile with one node |
+//! | `storm` | what goes wrong with several |
+//! | `watch` | what must hold of several at any moment |
 //! | `counts` | the state counts add up |
 //! | `epilogue` | what is done to the node then |
 //! | `finale` | what must hold when all is healed |
@@ -27,6 +29,8 @@ pub mod model;
 pub mod planted;
 pub mod report;
 pub mod run;
+mod storm;
+mod watch;
 pub mod work;
 pub mod workload;
 pub mod world;

@@ -10,11 +10,12 @@ use bb_runtime::{Executor, Rt};
 
 use crate::chaos::run_chaos;
 use crate::complaints;
-use crate::counts::check_partitions;
 use crate::epilogue::one_ordeal;
 use crate::family::Family;
 use crate::finale::check_all;
 use crate::planted::Plant;
+use crate::storm::run_storm;
+use crate::watch::Watch;
 use crate::workload::{Bench, Place, lay_out, run_place};
 use crate::world::{Setup, World};
 
@@ -54,6 +55,9 @@ pub struct Outcome {
 
 /// No run takes longer in virtual time, unless something hangs.
 const RUN_LIMIT: Duration = Duration::from_secs(4_000);
+/// What servers say of a log that was damaged.
+const DAMAGE: [&str; 2] =
+    ["a log has lost what it had acknowledged", "the map names a replica that is not here"];
 /// Lines of the operation log in an outcome.
 const LOG_LINES: usize = 60;
 
@@ -96,8 +100,11 @@ pub fn run(order: &Order) -> Outcome {
         shared.borrow_mut().take();
         drop(std::mem::ManuallyDrop::into_inner(executor));
     }
-    let explained =
-        |line: &String| order.family == Family::DeviceGone && line.contains("data device");
+    let damaged = outcome.faults.get("node: commit log damaged").is_some_and(|count| *count > 0);
+    let explained = |line: &String| {
+        order.family == Family::DeviceGone && line.contains("data device")
+            || damaged && DAMAGE.iter().any(|text| line.contains(text))
+    };
     let errors = complaints::errors().into_iter().filter(|line| !explained(line));
     outcome.violations.extend(errors.take(3));
     if !order.family.damages_blocks() {
@@ -113,16 +120,19 @@ async fn play(rt: &Rt, order: &Order, shared: &RefCell<Option<Rc<Bench>>>) {
     let bench = Bench::new(&world, order.operations, order.verbose);
     *shared.borrow_mut() = Some(bench.clone());
     bench.note(|| format!("{:?}", world.setup));
-    if let Err(why) = world.format().await {
-        return bench.violation(format!("cannot be formatted: {why}"));
-    }
-    if !world.start_until_serving(Duration::from_secs(10)).await {
-        return bench.violation(format!("does not start: {:?}", world.start_mistake()));
+    let late = usize::from(order.family == Family::NodesCalm && world.one_in(2));
+    if let Err(why) = world.begin(late).await {
+        return bench.violation(why);
     }
     let count = 2 + usize::try_from(world.draw(3)).unwrap_or(0);
     lay_out(&bench, count);
     let places: Vec<Rc<Place>> = (0..count).map(|_| Rc::default()).collect();
-    let chaos = rt.spawn(run_chaos(bench.clone(), places.clone()));
+    let chaos = if order.family.has_nodes() {
+        rt.spawn(run_storm(bench.clone(), places.clone()))
+    } else {
+        rt.spawn(run_chaos(bench.clone(), places.clone()))
+    };
+    let watch = Watch::default();
     for (number, place) in places.iter().enumerate() {
         drop(rt.spawn(run_place(bench.clone(), place.clone(), number)));
     }
@@ -130,9 +140,7 @@ async fn play(rt: &Rt, order: &Order, shared: &RefCell<Option<Rc<Bench>>>) {
     let pause = Duration::from_millis(100);
     while places.iter().any(|place| !place.ended.get()) && patience > pause && !bench.has_failed() {
         rt.sleep(pause).await;
-        if let Some(node) = world.node() {
-            check_partitions(&bench, &node);
-        }
+        watch.look(&bench);
         if bench.left.get() == 0 {
             patience -= pause;
         }
@@ -147,7 +155,7 @@ async fn play(rt: &Rt, order: &Order, shared: &RefCell<Option<Rc<Bench>>>) {
     if !bench.has_failed() {
         check_all(&bench).await;
     }
-    if !bench.has_failed() {
+    if !bench.has_failed() && !order.family.has_nodes() {
         one_ordeal(&bench).await;
     }
 }

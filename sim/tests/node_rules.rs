@@ -15,7 +15,7 @@ fn outcome(ordeal: Ordeal, plant: Option<bb_sim::planted::Plant>) -> Result<(), 
         let setup = Setup::draw(&rt, Family::Calm);
         let world = World::new(&rt, Setup { data: 2, parity: 1, partitions: 4, plant, ..setup });
         world.format().await.expect("formatted");
-        assert!(world.start_until_serving(Duration::from_secs(10)).await);
+        assert!(world.first().start_until_serving(Duration::from_secs(10)).await);
         ordeal.inflict(&world).await
     })
 }

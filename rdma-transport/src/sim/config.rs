@@ -107,6 +107,8 @@ pub struct SimNetCounters {
     pub payloads_corrupted: u64,
     /// Frames for which the receiver took its time.
     pub slow: u64,
+    /// Frames to or from a slow host.
+    pub slowed: u64,
     /// Hosts that died so that peers were told.
     pub died_loudly: u64,
     /// Hosts that died so that peers noticed nothing.

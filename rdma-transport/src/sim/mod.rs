@@ -47,6 +47,8 @@ pub(crate) struct Net {
     pipes: RefCell<Vec<(Weak<Pipe>, Weak<Pipe>)>>,
     /// Directions in which nothing passes.
     blocked: RefCell<BTreeSet<(Address, Address)>>,
+    /// Hosts whose frames, in both directions, take longer by up to so much.
+    slow: RefCell<BTreeMap<Address, Duration>>,
 }
 
 /// The network of a simulation. Cheap to clone.
@@ -67,6 +69,7 @@ impl SimNet {
                 ports: RefCell::default(),
                 pipes: RefCell::default(),
                 blocked: RefCell::default(),
+                slow: RefCell::default(),
             }),
         }
     }
@@ -127,6 +130,16 @@ impl SimNet {
         self.net.blocked.borrow_mut().clear();
     }
 
+    /// Each frame from and to `host` takes longer by up to so much; zero ends that.
+    pub fn slow_down(&self, host: &Address, longest: Duration) {
+        let mut slow = self.net.slow.borrow_mut();
+        if longest.is_zero() {
+            slow.remove(host);
+        } else {
+            slow.insert(host.clone(), longest);
+        }
+    }
+
     /// Breaks every connection between `a` and `b`.
     pub fn reset_between(&self, a: &Address, b: &Address) {
         for (one, other) in self.net.live_pipes() {
@@ -156,6 +169,21 @@ impl Net {
         let spread = config.latency_max.saturating_sub(config.latency_min);
         let spread = u64::try_from(spread.as_nanos()).unwrap_or(u64::MAX);
         config.latency_min + Duration::from_nanos(self.rt.random_below(spread.saturating_add(1)))
+    }
+
+    /// What a slow host at either end adds.
+    fn slowness(&self, from: HostId, to: HostId) -> Duration {
+        let slow = self.slow.borrow();
+        if slow.is_empty() {
+            return Duration::ZERO;
+        }
+        let of = |host| slow.get(&self.address(host)).copied().unwrap_or_default();
+        let longest = u64::try_from(of(from).max(of(to)).as_nanos()).unwrap_or(u64::MAX);
+        if longest == 0 {
+            return Duration::ZERO;
+        }
+        self.count(|c| c.slowed += 1);
+        Duration::from_nanos(self.rt.random_below(longest))
     }
 
     fn flip_bit(&self, bytes: &mut [u8]) {

@@ -195,7 +195,8 @@ impl SimSend {
             let at = net.rt.now() + net.latency();
             self.out.put(at, frame.clone());
         }
-        let mut at = net.rt.now() + net.latency();
+        let slowness = net.slowness(self.out.from, self.out.to);
+        let mut at = net.rt.now() + net.latency() + slowness;
         if net.chance(config.late_ppm) {
             net.count(|c| c.late += 1);
             let late = u64::try_from(config.late_max.as_nanos()).unwrap_or(u64::MAX);

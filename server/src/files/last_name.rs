@@ -86,31 +86,41 @@ impl FileService {
         self.change(partition, fid, FileChange::DropEnd).await.map(drop)
     }
 
-    /// Finishes in the background what a file's record says is not finished.
+    /// Finishes in the background what a file's record says is not finished; leaves it to the next
+    /// primary when this node's tenure ends.
     pub(super) fn finish_later(self: &Rc<Self>, partition: &Rc<Partition>, fid: Fid) {
-        if !self.at_work.borrow_mut().insert(fid) {
+        let Some(tenure) = partition.tenure() else { return };
+        if !self.at_work.borrow_mut().insert((fid, tenure)) {
             return;
         }
         let (this, partition) = (self.clone(), partition.clone());
         self.parts.rt.spawn(async move {
-            while let Err(failure) = this.finish(&partition, fid).await {
+            while let Err(failure) = this.finish(&partition, tenure, fid).await {
                 if failure.kind() != Code::Busy {
                     tracing::warn!(%fid, %failure, "a file's change is not finished; trying again");
                 }
                 this.parts.rt.sleep(RETRY).await;
             }
-            this.at_work.borrow_mut().remove(&fid);
+            this.at_work.borrow_mut().remove(&(fid, tenure));
         });
     }
 
     /// One attempt. An open file without name is left to its last close.
-    async fn finish(&self, partition: &Rc<Partition>, fid: Fid) -> Result<(), Failure> {
-        if self.parts.rt.now() < self.opens.grace_until()
-            && self.record(partition, fid).is_some_and(|record| record.rare().hidden)
-        {
+    async fn finish(
+        self: &Rc<Self>,
+        partition: &Rc<Partition>,
+        tenure: u64,
+        fid: Fid,
+    ) -> Result<(), Failure> {
+        let is_hidden = || self.record(partition, fid).is_some_and(|record| record.rare().hidden);
+        // The grace begins again with each partition that this node takes over.
+        while self.parts.rt.now() < self.opens.grace_until() && is_hidden() {
             self.parts.rt.sleep_until(self.opens.grace_until()).await;
         }
         let _lock = self.locks.lock(fid).await;
+        if partition.tenure() != Some(tenure) {
+            return Ok(());
+        }
         let Some(record) = self.record(partition, fid) else { return Ok(()) };
         if !record.rare().dropping {
             self.finish_truncate(partition, fid).await?;

@@ -45,6 +45,11 @@ impl Opens {
         self.grace_until.set(self.grace_until.get().max(until));
     }
 
+    /// Forgets the opens of files.
+    pub fn forget(&self, which: impl Fn(Fid) -> bool) {
+        self.files.borrow_mut().retain(|fid, _| !which(*fid));
+    }
+
     /// When the grace ends.
     pub const fn grace_until(&self) -> Instant {
         self.grace_until.get()
@@ -78,7 +83,12 @@ impl Opens {
 
     /// True if somebody has the file open, or may have.
     pub fn is_open(&self, fid: Fid, now: Instant) -> bool {
-        now < self.grace_until.get() || self.files.borrow().contains_key(&fid)
+        now < self.grace_until.get() || self.is_known(fid)
+    }
+
+    /// True if an open of the file is known.
+    pub fn is_known(&self, fid: Fid) -> bool {
+        self.files.borrow().contains_key(&fid)
     }
 
     /// Ends a session's opens of the files that are `here`; gives the files, and whether any was

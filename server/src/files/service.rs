@@ -10,8 +10,8 @@ use bb_proto::meta::{
     FileState, FileTruncate, Guard, RegionName, SessionRenew, decode, encode,
 };
 use bb_proto::{
-    Capability, Code, Failure, Fid, Kind, RegionIndex, Rights, ServiceClass, SessionId,
-    TruncateEpoch,
+    Capability, Code, Failure, Fid, Kind, PartitionId, RegionIndex, Rights, ServiceClass,
+    SessionId, TruncateEpoch,
 };
 use bb_transport::{Incoming, Peer, Response};
 
@@ -29,8 +29,8 @@ pub struct FileService {
     pub(super) parts: Parts,
     pub(super) opens: Opens,
     pub(super) locks: FileLocks,
-    /// Files for which a task is at work in the background.
-    pub(super) at_work: RefCell<BTreeSet<Fid>>,
+    /// Files for which a task is at work in the background, with the tenure of their partition.
+    pub(super) at_work: RefCell<BTreeSet<(Fid, u64)>>,
     grace: Duration,
 }
 
@@ -42,8 +42,10 @@ impl FileService {
         Rc::new(Self { parts, opens, locks, at_work, grace })
     }
 
-    /// A partition is served from now on whose opens are not known.
-    pub fn begin_grace(&self) {
+    /// A partition is served from now on whose opens are not known. What this process may remember of
+    /// them is from an earlier tenure: they may have ended elsewhere.
+    pub fn begin_grace(&self, partition: PartitionId) {
+        self.opens.forget(|fid| self.parts.partition_of(fid, RegionIndex(0)) == partition);
         self.opens.begin_grace(self.parts.rt.now() + self.grace);
     }
 
@@ -234,12 +236,10 @@ impl FileService {
         fid: Fid,
         record: &FileRecord,
     ) {
-        if self.opens.is_open(fid, self.parts.rt.now()) {
-            return;
-        }
-        if record.rare().hidden {
+        if record.rare().hidden && !self.opens.is_known(fid) {
+            // Waits for the end of a grace that another partition has begun meanwhile.
             self.finish_later(partition, fid);
-        } else if record.is_needless() {
+        } else if !self.opens.is_open(fid, self.parts.rt.now()) && record.is_needless() {
             let (this, partition) = (self.clone(), partition.clone());
             self.parts.rt.spawn(async move {
                 let _lock = this.locks.lock(fid).await;

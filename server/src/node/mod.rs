@@ -104,6 +104,16 @@ impl Node {
         self.partitions.partitions()
     }
 
+    /// All replicas of this node, whatever their role.
+    pub fn replicas(&self) -> Vec<Rc<Partition>> {
+        self.partitions.replicas()
+    }
+
+    /// True while this node may answer for the partitions that it serves.
+    pub fn has_lease(&self) -> bool {
+        self.ctx.shared.lease.is_valid(self.ctx.shared.map().epoch)
+    }
+
     /// Ends in good order, after the transport has been stopped: everything acknowledged is
     /// durable anyway; this spares the next start the search for a torn tail.
     ///

@@ -4,20 +4,27 @@ use std::rc::Rc;
 
 use bb_cluster::DeviceState;
 use bb_proto::meta::{self, ByteCounts, DeviceStatus, NodeStatus};
-use bb_proto::{Code, DeviceId, Failure, Kind};
+use bb_proto::{Code, DeviceId, Failure, Kind, PartitionId};
 use bb_transport::{HandleFuture, Incoming, Peer, Response, Service, Vitals};
 
 use super::Node;
+use crate::partition::Partition;
 
 impl Service for Node {
     fn handle(self: Rc<Self>, request: Incoming) -> HandleFuture {
         Box::pin(async move {
             let leased = needs_lease(request.header.kind);
+            let addressed = if leased { self.tenure_of(&request) } else { None };
             let answer = self.route(request).await;
             // After the answer was computed, in one turn with its leaving: what a successor has
             // changed since cannot be missing in it.
-            if leased && !self.ctx.shared.lease.is_valid(self.ctx.shared.map().epoch) {
+            if leased && !self.has_lease() {
                 return Err(Failure::new(Code::Fenced, "this node has no lease now"));
+            }
+            if addressed.is_some_and(|(partition, tenure)| {
+                !partition.serves() || partition.tenure() != Some(tenure)
+            }) {
+                return Err(Failure::new(Code::Fenced, "the partition is served by another now"));
             }
             answer
         })
@@ -74,6 +81,16 @@ const fn needs_lease(kind: Kind) -> bool {
 }
 
 impl Node {
+    /// The partition that a request addresses, and under which tenure of this node.
+    fn tenure_of(&self, request: &Incoming) -> Option<(Rc<Partition>, u64)> {
+        if request.header.kind == Kind::SessionOpen {
+            return None;
+        }
+        let partition = self.partitions.partition(PartitionId(request.header.target))?;
+        let tenure = partition.tenure()?;
+        Some((partition, tenure))
+    }
+
     async fn route(&self, request: Incoming) -> Result<Response, Failure> {
         match request.header.kind {
             Kind::Ping => Ok(Response::default()),

@@ -171,7 +171,7 @@ fn on_serve(
     let (names, files) = (names.clone(), files.clone());
     let (sessions, residency) = (Rc::downgrade(sessions), Rc::downgrade(residency));
     Box::new(move |partition| {
-        files.begin_grace();
+        files.begin_grace(partition.id());
         names.clone().resume(partition);
         files.resume(partition);
         if let Some(sessions) = sessions.upgrade() {

@@ -147,9 +147,10 @@ impl Partition {
         self.config.set(config);
     }
 
-    /// True while this node serves the partition (as far as roles go; leases are another matter).
+    /// True while this node serves the partition (as far as roles go; leases are another matter), be
+    /// it only to end what was begun.
     pub fn serves(&self) -> bool {
-        self.role.borrow().phase() == Some(Phase::Serving)
+        matches!(self.role.borrow().phase(), Some(Phase::Serving | Phase::Draining))
     }
 
     /// Numbers `mutation`, has it logged, and applies it when it is committed. The outcome is that
@@ -381,6 +382,12 @@ impl Partition {
             tail.end(),
             self.role.borrow()
         )
+    }
+
+    /// A deliberate error: forgets up to which slot no new group is accepted.
+    #[cfg(feature = "planted")]
+    pub(super) fn drop_horizon(&self) {
+        self.state.borrow_mut().drop_horizon();
     }
 
     /// What the other members have, for status.

@@ -11,6 +11,7 @@ use bb_proto::{Kind, NodeId};
 use super::engine::Partition;
 use super::host::PartitionHost;
 use super::role::{Follower, Phase};
+use crate::planted::{self, Planted};
 
 /// Bytes of one piece of a snapshot.
 const PIECE_BYTES: usize = 512 << 10;
@@ -134,14 +135,17 @@ impl PartitionHost {
         let ask = partition.with_primary(|primary| {
             let follower = primary.followers.get_mut(&node).filter(|f| f.filling)?;
             match follower.target {
-                None if follower.acked >= end => {
+                None if follower.acked >= end || planted::is(Planted::FillHalf) => {
                     // From now on nothing is committed without it.
-                    follower.counts = true;
+                    follower.counts = !planted::is(Planted::FillHalf);
                     follower.target = Some(end);
                     Some(())
                 }
                 None => None,
-                Some(target) => (follower.acked >= target).then_some(()),
+                Some(target) => {
+                    let full = follower.acked >= target || planted::is(Planted::FillHalf);
+                    full.then_some(())
+                }
             }
         });
         if ask.flatten().is_some() {

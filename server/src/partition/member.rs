@@ -11,6 +11,7 @@ use super::journal::FrameTicket;
 use super::record::Record;
 use super::role::{Matched, Role};
 use super::tail::Logged;
+use crate::planted::{self, Planted};
 
 impl Partition {
     /// Older configurations than this are refused.
@@ -26,7 +27,7 @@ impl Partition {
         record: Option<Record>,
         room: &mut dyn FrameTicket,
     ) -> ReplicateVerdict {
-        if entry.config < self.bound_to() {
+        if entry.config < self.bound_to() && !planted::is(Planted::IgnoreConfiguration) {
             return ReplicateVerdict::Fenced;
         }
         if entry.config > self.config.get() {
@@ -119,12 +120,14 @@ impl Partition {
     /// What was compared under `config`, once it is durable; `None` if a newer configuration came
     /// in between.
     pub(super) fn acknowledgement(&self, config: ConfigNumber) -> Option<u64> {
-        if config < self.bound_to() {
+        if config < self.bound_to() && !planted::is(Planted::IgnoreConfiguration) {
             return None;
         }
         match &*self.role.borrow() {
             Role::Member(matched) | Role::Filling(matched) if matched.config == config => {
-                Some(matched.end.min(self.tail.borrow().durable()))
+                let early = planted::is(Planted::BackupAcksEarly);
+                let durable = self.tail.borrow().durable();
+                Some(if early { matched.end } else { matched.end.min(durable) })
             }
             _ => None,
         }

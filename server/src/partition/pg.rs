@@ -154,6 +154,12 @@ impl PgTable {
         self.horizon
     }
 
+    /// A deliberate error.
+    #[cfg(feature = "planted")]
+    pub(super) const fn drop_horizon(&mut self) {
+        self.horizon = Tick(0);
+    }
+
     /// Sums.
     pub const fn totals(&self) -> PgTotals {
         self.totals

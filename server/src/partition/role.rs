@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use bb_proto::{ConfigNumber, NodeId};
 
+use crate::planted::{self, Planted};
+
 /// The role of this node's replica.
 #[derive(Debug)]
 pub(super) enum Role {
@@ -35,7 +37,9 @@ pub(super) enum Phase {
     Spreading,
     /// Serves.
     Serving,
-    /// Gives its role away: begins nothing new.
+    /// Gives its role away: takes no new requests, and ends what was begun.
+    Draining,
+    /// Has ended everything: what it knows is what the next primary will know.
     HandingOver,
 }
 
@@ -95,9 +99,13 @@ impl Role {
     /// told of `told`.
     pub fn commit_point(&self, told: u64, durable: u64) -> u64 {
         match self {
+            Self::Member(_) if planted::is(Planted::ApplyUncompared) => told,
             Self::Member(matched) | Self::Filling(matched) => told.min(matched.end),
             Self::Primary(primary) if primary.phase == Phase::Asking => told,
             Self::Primary(primary) => {
+                if planted::is(Planted::AckWithoutBackup) {
+                    return durable.max(told);
+                }
                 let needed = primary.followers.values().filter(|follower| follower.counts);
                 let acked = needed.map(|follower| follower.acked).min().unwrap_or(u64::MAX);
                 durable.min(acked).max(told)

@@ -15,6 +15,7 @@ use bb_transport::{Incoming, Response};
 use super::engine::Partition;
 use super::host::PartitionHost;
 use super::record::Record;
+use crate::planted::{self, Planted};
 use crate::rights::check_server;
 
 /// Bytes of records in one answer to `FetchTail`, about.
@@ -118,7 +119,7 @@ impl PartitionHost {
                 acks.push(ack(ReplicateVerdict::Absent, 0, taken.config));
                 continue;
             };
-            if taken.verdict == ReplicateVerdict::Logged {
+            if taken.verdict == ReplicateVerdict::Logged && !planted::is(Planted::BackupAcksEarly) {
                 partition.durable_through(taken.end).await?;
             }
             acks.push(match (taken.verdict, partition.acknowledgement(taken.config)) {
@@ -162,7 +163,8 @@ impl PartitionHost {
         let map = self.env.shared.map();
         let me = self.env.shared.node.0;
         let entry = map.partition(id).ok_or_else(|| stale(id))?;
-        if !entry.filling.contains(&me) || entry.since != piece.since {
+        let stale_snapshot = !entry.filling.contains(&me) || entry.since != piece.since;
+        if stale_snapshot && !planted::is(Planted::InstallStaleSnapshot) {
             if entry.config < piece.config {
                 self.council().refresh_map(None);
             }

@@ -61,6 +61,12 @@ impl PartitionState {
         self.pgs.horizon()
     }
 
+    /// A deliberate error.
+    #[cfg(feature = "planted")]
+    pub(super) const fn drop_horizon(&mut self) {
+        self.pgs.drop_horizon();
+    }
+
     /// Memory of all tables, as counted for the budget (rule 16).
     pub fn memory_bytes(&self) -> u64 {
         self.pgs.memory_bytes()

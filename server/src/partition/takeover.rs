@@ -14,6 +14,7 @@ use super::engine::{Outbox, Partition};
 use super::host::PartitionHost;
 use super::record::Record;
 use super::role::{Follower, Phase};
+use crate::planted::{self, Planted};
 
 /// How long one question waits.
 const ASK: Duration = Duration::from_secs(2);
@@ -36,23 +37,32 @@ impl PartitionHost {
         partition: &Rc<Partition>,
         config: ConfigNumber,
     ) -> Result<(), Failure> {
-        let Some(statuses) = self.ask_members(partition, config).await else { return Ok(()) };
-        partition.all_durable().await?;
-        if !is_current(partition, config) {
-            return Ok(());
-        }
-        let point = partition.commit_point();
-        let committed = statuses.values().map(|s| s.committed).max().unwrap_or(0).max(point);
-        if self.find_damaged(partition, &statuses, committed) {
-            // The map will say what comes next.
-            return Ok(());
-        }
-        partition.told.set(committed);
-        partition.advance();
-        self.adopt_best(partition, config, &statuses, committed).await?;
-        partition.all_durable().await?;
-        if !is_current(partition, config) {
-            return Ok(());
+        let (statuses, committed) = loop {
+            let Some(statuses) = self.ask_members(partition, config).await else { return Ok(()) };
+            partition.all_durable().await?;
+            if !is_current(partition, config) {
+                return Ok(());
+            }
+            let point = partition.commit_point();
+            let committed = statuses.values().map(|s| s.committed).max().unwrap_or(0).max(point);
+            if self.find_damaged(partition, &statuses, committed) {
+                // The map will say what comes next.
+                return Ok(());
+            }
+            partition.told.set(committed);
+            partition.advance();
+            let adopted = self.adopt_best(partition, config, &statuses, committed).await?;
+            partition.all_durable().await?;
+            if !is_current(partition, config) {
+                return Ok(());
+            }
+            if adopted {
+                break (statuses, committed);
+            }
+        };
+        #[cfg(feature = "planted")]
+        if planted::is(Planted::DropHorizonAtTakeOver) {
+            partition.drop_horizon();
         }
         partition.with_primary(|primary| {
             let have = |node: &NodeId| (*node, Follower::member(committed));
@@ -89,14 +99,18 @@ impl PartitionHost {
                     return None;
                 }
                 match self.ask_member(partition, config, node).await {
-                    Ok(status) if status.unusable.is_empty() => return Some((node, status)),
+                    Ok(status) if status.unusable.is_empty() => return Some(Some((node, status))),
                     Ok(status) => tracing::debug!(node = node.0, why = status.unusable, "not yet"),
                     Err(why) => tracing::debug!(node = node.0, why, "a member does not answer"),
+                }
+                if planted::is(Planted::TakeOverWithoutAll) {
+                    return Some(None);
                 }
                 self.env.rt.sleep(AGAIN).await;
             }
         });
-        join_all(asked).await.into_iter().collect()
+        let answers: Option<Vec<_>> = join_all(asked).await.into_iter().collect();
+        Some(answers?.into_iter().flatten().collect())
     }
 
     async fn ask_member(
@@ -130,7 +144,7 @@ impl PartitionHost {
             if let Ok(status) = self.ask_member(&partition, config, node).await
                 && partition.config() == config
             {
-                if status.logged < acked {
+                if status.logged < acked && !planted::is(Planted::IgnoreShortLog) {
                     let end = status.logged;
                     let why = format!(
                         "partition {}: its log ends at {end}, it had acknowledged {acked}",
@@ -153,6 +167,9 @@ impl PartitionHost {
         let mut ends: Vec<(NodeId, u64)> =
             statuses.iter().map(|(node, status)| (*node, status.logged)).collect();
         ends.push((self.env.shared.node, own));
+        if planted::is(Planted::IgnoreShortLog) {
+            return false;
+        }
         let mut any = false;
         for (node, end) in ends.into_iter().filter(|(_, end)| *end < committed) {
             any = true;
@@ -165,14 +182,15 @@ impl PartitionHost {
         any
     }
 
-    /// Makes the tail with the highest (configuration, sequence) this node's own.
+    /// Makes the tail with the highest (configuration, sequence) this node's own. False if whoever
+    /// has it is bound no more: its process is another one, and all are asked again.
     async fn adopt_best(
         &self,
         partition: &Rc<Partition>,
         config: ConfigNumber,
         statuses: &Statuses,
         committed: u64,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let own = {
             let tail = partition.tail.borrow();
             (tail.end_config().0, tail.end())
@@ -180,28 +198,31 @@ impl PartitionHost {
         let of = |status: &ReplicaStatusReply| (status.logged_config, status.logged);
         let best = statuses.iter().max_by_key(|(_, status)| of(status));
         let Some((node, status)) = best.filter(|(_, status)| of(status) > own) else {
-            return Ok(());
+            return Ok(true);
         };
+        if planted::is(Planted::KeepOwnTail) {
+            return Ok(true);
+        }
         let mut next = committed + 1;
         while next <= status.logged {
             let ask = FetchTail { partition: partition.id().0, config: config.0, from: next };
             let records = match self.ask_node(*node, Kind::FetchTail, &ask).await {
                 Ok(body) => decode::<FetchTailReply>(&body)?.records,
                 Err(why) => {
-                    tracing::debug!(node = node.0, why, "a tail is not fetched yet");
+                    tracing::debug!(node = node.0, why, "a tail is not fetched");
                     self.env.rt.sleep(AGAIN).await;
-                    Vec::new()
+                    return Ok(false);
                 }
             };
             if !is_current(partition, config) {
-                return Ok(());
+                return Ok(true);
             }
             next += self.adopt(partition, config, next, &records).await?;
         }
         if is_current(partition, config) && partition.tail.borrow().end() > status.logged {
             partition.cut(status.logged + 1);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Logs fetched records that are not here; returns how many were taken in.

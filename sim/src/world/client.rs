@@ -6,7 +6,7 @@ use std::time::Duration;
 use bb_client::{Client, ClientOptions};
 use bb_runtime::{BufPool, Rt};
 use bb_transport::auth::NoAuth;
-use bb_transport::{Caller, ClientConfig, Identity, Role};
+use bb_transport::{Address, Caller, ClientConfig, Identity, Role};
 
 use super::World;
 use crate::model::Actor;
@@ -71,11 +71,11 @@ impl World {
         let network = self.net.host(&rt, name.as_str());
         let config = ClientConfig::new(identity, pool.clone());
         let caller: Rc<dyn Caller> = Rc::new(bb_transport::Client::new(&rt, network, config));
-        let (rt2, caller2, address) = (rt.clone(), caller.clone(), self.address.clone());
+        let (rt2, caller2, addresses) = (rt.clone(), caller.clone(), self.addresses());
         // In its own domain, so that all it ever starts dies with it.
         let connect = rt.spawn(async move {
             let options = ClientOptions { host: name, ..options };
-            Client::connect(rt2, pool, caller2, vec![address], options).await
+            Client::connect(rt2, pool, caller2, addresses, options).await
         });
         let client = match connect.await {
             Ok(Ok(client)) => client,
@@ -87,6 +87,16 @@ impl World {
             plant.plant_into(&client);
         }
         Ok(Rc::new(ClientProcess { rt, actor: Actor(number), client, caller }))
+    }
+
+    /// Where servers listen, in a random order.
+    fn addresses(&self) -> Vec<Address> {
+        let mut all: Vec<_> = self.machines.iter().map(|machine| machine.address.clone()).collect();
+        for at in (1..all.len()).rev() {
+            let other = usize::try_from(self.draw(at as u64 + 1)).unwrap_or(0);
+            all.swap(at, other);
+        }
+        all
     }
 
     /// Kills a client process.

@@ -26,8 +26,34 @@ pub struct FaultTally {
     pub stops: u64,
     /// Client processes killed.
     pub client_kills: u64,
+    /// Servers that ended by themselves, and were started again.
+    pub ended_by_themselves: u64,
     /// Network partitions.
     pub partitions: u64,
+    /// Of servers: in one direction only.
+    pub parted_one_way: u64,
+    /// Of servers: in both.
+    pub parted_two_ways: u64,
+    /// Servers cut off from all others.
+    pub cut_off: u64,
+    /// Power cuts of all machines at once.
+    pub site_power_cuts: u64,
+    /// Logs damaged while nobody ran.
+    pub logs_damaged: u64,
+    /// Machines that came back formatted, as new nodes.
+    pub replaced: u64,
+    /// Machines that were slow for a while.
+    pub slow_machines: u64,
+    /// Machines whose clocks run at another speed.
+    pub drifting: u64,
+    /// Nodes that joined while clients worked.
+    pub joined: u64,
+    /// Partitions whose dead primary another node has followed.
+    pub take_overs: u64,
+    /// Partitions whose living primary has given its role away.
+    pub hand_overs: u64,
+    /// Replicas that were filled.
+    pub fillings: u64,
     /// Times that the backing file system was taken away.
     pub unmounts: u64,
     /// Changes made to it from outside.
@@ -49,7 +75,14 @@ pub fn network(family: Family) -> SimNetConfig {
             ..SimNetConfig::calm()
         };
     }
-    if family.rough_network() {
+    if family.rough_network() && family.has_nodes() {
+        SimNetConfig {
+            late_max: Duration::from_secs(2),
+            keepalive: Duration::from_secs(5),
+            corrupt_payload_ppm: 500,
+            ..SimNetConfig::rough()
+        }
+    } else if family.rough_network() {
         SimNetConfig {
             late_max: Duration::from_secs(4),
             half_open_ppm: 300_000,
@@ -78,7 +111,7 @@ impl World {
     pub fn fault_counts(&self) -> BTreeMap<&'static str, u64> {
         let mut counts = BTreeMap::new();
         let mut disks = bb_nvme::FaultCounts::default();
-        for disk in self.disks.iter().chain([&self.log_disk]) {
+        for disk in self.machines.iter().flat_map(|machine| machine.all_disks()) {
             disks.add(&disk.fault_counts());
         }
         for kind in FaultKind::ALL {
@@ -93,6 +126,20 @@ impl World {
             ("process: server stopped", tally.stops),
             ("process: client killed", tally.client_kills),
             ("process: power cut", tally.power_cuts),
+            ("process: power cut of the whole site", tally.site_power_cuts),
+            ("process: server ended by itself", tally.ended_by_themselves),
+            ("node: commit log damaged", tally.logs_damaged),
+            ("node: replaced by a new one", tally.replaced),
+            ("node: joined while clients worked", tally.joined),
+            ("node: slow", tally.slow_machines),
+            ("node: clock drifts", tally.drifting),
+            ("cluster: partitions taken over", tally.take_overs),
+            ("cluster: partitions handed over", tally.hand_overs),
+            ("cluster: replicas filled", tally.fillings),
+            ("net: servers parted in one direction", tally.parted_one_way),
+            ("net: servers parted in both directions", tally.parted_two_ways),
+            ("net: servers cut off from all others", tally.cut_off),
+            ("net: frames of slow hosts", net.slowed),
             ("net: frames lost", net.lost),
             ("net: frames duplicated", net.duplicated),
             ("net: frames reordered", net.reordered),

@@ -1,24 +1,25 @@
-//! A node's hardware and surroundings, and the life of its server process.
+//! Machines with their disks and server processes, and their surroundings.
 //!
 //! Disks, network and backing file system belong to the world and outlive every process; a process
 //! is a domain of tasks that is killed as a whole.
 
 mod client;
+mod cluster;
 mod faults;
-mod server;
+mod machine;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bb_nvme::{SimDisk, SimDiskOptions};
 use bb_runtime::Rt;
-use bb_transport::Address;
 use bb_transport::sim::{SimNet, SimNetConfig};
 
 pub use self::client::{ClientProcess, client_options};
 pub use self::faults::{FaultTally, disk_rates, network};
-pub use self::server::{Life, StartMistake};
+pub use self::machine::{Life, Machine, StartMistake};
 
 use crate::bfs::SimBfs;
 use crate::family::Family;
@@ -29,7 +30,9 @@ use crate::planted::Plant;
 pub struct Setup {
     /// What goes wrong.
     pub family: Family,
-    /// Data devices.
+    /// Machines.
+    pub nodes: usize,
+    /// Data devices of each.
     pub devices: usize,
     /// Size of each, in bytes.
     pub device_bytes: u64,
@@ -54,12 +57,16 @@ pub struct Setup {
 impl Setup {
     /// A setup of `family`, with what may vary drawn from `rt`.
     pub fn draw(rt: &Rt, family: Family) -> Self {
+        if family.has_nodes() {
+            return Self::draw_cluster(rt, family);
+        }
         let geometries: &[(u8, u8)] = &[(2, 1), (2, 1), (3, 1), (2, 2), (1, 1), (1, 2)];
         let at = usize::try_from(rt.random_below(geometries.len() as u64)).unwrap_or(0);
         let (data, parity) = geometries[at];
         let device_bytes = if family.fills_up() { 16 << 20 } else { 96 << 20 };
         Self {
             family,
+            nodes: 1,
             devices: 4,
             device_bytes,
             log_bytes: 25 << 20,
@@ -72,58 +79,100 @@ impl Setup {
             plant: None,
         }
     }
+
+    fn draw_cluster(rt: &Rt, family: Family) -> Self {
+        let pick = |all: &[(usize, u8, u8)]| {
+            all[usize::try_from(rt.random_below(all.len() as u64)).unwrap_or(0)]
+        };
+        // One block of a group per node, where there are so many nodes; fewer in some.
+        let (nodes, data, parity) = match rt.random_below(4) {
+            0 => pick(&[(5, 3, 2), (5, 2, 2), (6, 3, 2), (7, 4, 2)]),
+            _ => pick(&[(3, 2, 1), (4, 2, 1), (5, 2, 1), (4, 3, 1), (3, 1, 1), (3, 3, 1)]),
+        };
+        Self {
+            family,
+            nodes,
+            devices: 1 + usize::try_from(rt.random_below(2)).unwrap_or(0),
+            device_bytes: 96 << 20,
+            log_bytes: 25 << 20,
+            data,
+            parity,
+            partitions: [4, 8, 16][usize::try_from(rt.random_below(3)).unwrap_or(0)],
+            window_ticks: 15,
+            deterministic: rt.random_below(4) == 0,
+            calls_itself_by_network: rt.random_below(2) == 0,
+            plant: None,
+        }
+    }
+
+    /// As many nodes may be hurt at a time: K.
+    pub fn spare_nodes(&self) -> usize {
+        usize::from(self.parity)
+    }
 }
 
-/// The world.
-pub struct World {
+/// What all machines share.
+pub struct Site {
     /// Root domain.
     pub rt: Rt,
-    /// What it is made of.
+    /// What the world is made of.
     pub setup: Setup,
-    /// The data devices.
-    pub disks: Vec<SimDisk>,
-    /// The log's device.
-    pub log_disk: SimDisk,
     /// The network.
     pub net: SimNet,
     /// The backing file system.
     pub bfs: SimBfs,
-    /// Where the server listens.
-    pub address: Address,
-    /// The server process, if one runs.
-    life: RefCell<Option<Rc<Life>>>,
     /// What happened to processes.
     pub tally: RefCell<FaultTally>,
     /// Memory for metadata of server processes from now on, in bytes.
     pub metadata_bytes_max: Cell<u64>,
     /// Client processes so far, for their names.
     clients: Cell<u64>,
-    /// Since when a start fails, and why.
-    mistake: RefCell<Option<StartMistake>>,
+    /// Devices of which a log has lost what it had acknowledged.
+    pub lost_blocks: RefCell<BTreeSet<u32>>,
 }
 
-/// Address of the server.
-const SERVER: &str = "server";
+/// The world.
+pub struct World {
+    site: Rc<Site>,
+    /// The machines, in the order in which they join.
+    pub machines: Vec<Rc<Machine>>,
+}
+
+impl Deref for World {
+    type Target = Site;
+    fn deref(&self) -> &Site {
+        &self.site
+    }
+}
 
 impl World {
     /// A world with blank disks.
     pub fn new(rt: &Rt, setup: Setup) -> Rc<Self> {
-        let disk = |name: &str, bytes| SimDisk::new(rt, &SimDiskOptions::new(name, bytes));
-        let disks = (0..setup.devices).map(|n| disk(&format!("disk{n}"), setup.device_bytes));
-        Rc::new(Self {
+        let nodes = setup.nodes;
+        let site = Rc::new(Site {
             rt: rt.clone(),
-            disks: disks.collect(),
-            log_disk: disk("log", setup.log_bytes),
             net: SimNet::new(rt, SimNetConfig::calm()),
             bfs: SimBfs::new(rt, [7; 16]),
-            address: Address::from(SERVER),
-            life: RefCell::default(),
             tally: RefCell::default(),
             metadata_bytes_max: Cell::new(64 << 20),
             clients: Cell::new(0),
-            mistake: RefCell::default(),
+            lost_blocks: RefCell::default(),
             setup,
-        })
+        });
+        let machines = (0..nodes).map(|number| Machine::new(&site, number)).collect();
+        Rc::new(Self { site, machines })
+    }
+
+    /// The first machine: in most families the only one.
+    pub fn first(&self) -> &Rc<Machine> {
+        &self.machines[0]
+    }
+}
+
+impl Site {
+    /// True for a device whose log has lost what it had acknowledged of it.
+    pub fn has_lost_blocks(&self, device: u32) -> bool {
+        self.lost_blocks.borrow().contains(&device)
     }
 
     /// A number below `bound`.
