@@ -233,6 +233,7 @@ impl Inner {
             if self.rt().now() >= give_up {
                 return Err(Stop::Failed(error.into(), Vec::new()));
             }
+            tracing::debug!(fid = %node.fid, %error, "a group is not written yet");
             self.link.back_off(attempt.max(4)).await;
             self.link.refresh_map().await;
             // Space may have come to fewer devices than this shape needs.

@@ -70,8 +70,10 @@ struct Round<'a> {
     pg: PgId,
     sealed: &'a Sealed,
     slots: Vec<Slot>,
-    /// Who refused this group.
+    /// Who refused this group for want of room.
     full: BTreeSet<DeviceId>,
+    /// Devices that are no more, or that the map has taken away.
+    failed: BTreeSet<DeviceId>,
     silent: BTreeSet<DeviceId>,
     events: Events<'a>,
     asking_map: bool,
@@ -103,6 +105,7 @@ impl PgIo {
             sealed,
             slots: (0..total).map(|_| Slot::default()).collect(),
             full: BTreeSet::new(),
+            failed: BTreeSet::new(),
             silent: BTreeSet::new(),
             events: FuturesUnordered::new(),
             asking_map: false,
@@ -256,13 +259,13 @@ impl<'a> Round<'a> {
 
     fn refused(&mut self, index: usize, device: DeviceId, refusal: &Refusal) {
         let (map, now) = (self.io.view.map(), self.io.rt.now());
-        if matches!(refusal, Refusal::Silent) {
-            self.silent.insert(device);
-            self.io.devices.avoid(&map, device, Why::Silent, now);
-        } else {
-            self.full.insert(device);
-            self.io.devices.avoid(&map, device, Why::Refuses, now);
-        }
+        let (set, why) = match refusal {
+            Refusal::Silent => (&mut self.silent, Why::Silent),
+            Refusal::NoSpace => (&mut self.full, Why::Refuses),
+            Refusal::Failed | Refusal::Final(_) => (&mut self.failed, Why::Refuses),
+        };
+        set.insert(device);
+        self.io.devices.avoid(&map, device, why, now);
         if self.slots[index].wants(false) {
             self.replace(index);
         }
@@ -333,6 +336,7 @@ impl<'a> Round<'a> {
         let free = |c: &Candidate| {
             !given.contains(&c.device)
                 && !self.full.contains(&c.device)
+                && !self.failed.contains(&c.device)
                 && !self.silent.contains(&c.device)
         };
         let free: Vec<Candidate> = all.into_iter().filter(free).collect();
@@ -371,8 +375,9 @@ impl<'a> Round<'a> {
 
     fn no_space(&self) -> WriteError {
         let all = self.io.candidates();
-        let refused =
-            |c: &Candidate| self.full.contains(&c.device) || self.silent.contains(&c.device);
+        let refused = |c: &Candidate| {
+            [&self.full, &self.failed, &self.silent].iter().any(|set| set.contains(&c.device))
+        };
         let usable = all.iter().filter(|c| !refused(c)).count();
         WriteError::NoSpace { usable, needed: self.slots.len() }
     }

@@ -2,15 +2,21 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use bb_cluster::ClusterMap;
 use bb_commitlog::{Log, StreamId};
+use bb_pgio::{Primary, partition_lost};
 use bb_proto::{DeviceId, Incarnation, NodeId, PartitionId, Tick};
 use bb_runtime::{BufPool, Rt};
-use bb_transport::{Address, Caller};
+use bb_transport::{Address, Answer, CallError, Caller, Outgoing, Vitals};
+use futures_util::future::{Either, select};
 
 use crate::bfs::Bfs;
 use crate::council::Lease;
+
+/// How often who waits for a primary looks whether it still is one.
+const LOOK_AT_MAP: Duration = Duration::from_millis(100);
 
 /// Whose records a log stream holds. Part of the format: the kind is the top byte.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -138,6 +144,42 @@ impl Shared {
         let entry = map.partition(partition)?;
         let node = map.node(NodeId(entry.primary))?;
         Some((Address::from(node.address.as_str()), entry.config))
+    }
+
+    /// Asks the primary of a partition, and waits for its answer no longer than it is the primary:
+    /// a node that was taken down will not say so. What is asked may be asked again.
+    ///
+    /// # Errors
+    /// As the call; [`CallError::Disconnected`] where the role has moved, or nobody has it.
+    pub async fn ask_primary(
+        &self,
+        rt: &Rt,
+        caller: &dyn Caller,
+        partition: PartitionId,
+        request: Outgoing,
+    ) -> Result<Answer, CallError> {
+        let (address, config) = match Primary::of(&self.map(), partition) {
+            Primary::At { address, config, .. } => (address, config),
+            // Not asked in vain for a whole deadline: whoever asks tries again.
+            Primary::Down => return Err(CallError::Disconnected { maybe_sent: false }),
+            Primary::Lost => {
+                return Err(CallError::Refused(partition_lost(partition), Vitals::default()));
+            }
+        };
+        let still = || match Primary::of(&self.map(), partition) {
+            Primary::At { address: now, .. } => now == address,
+            Primary::Down | Primary::Lost => false,
+        };
+        let moved = async {
+            while still() {
+                rt.sleep(LOOK_AT_MAP).await;
+            }
+        };
+        let call = caller.call(&address, request.to(partition.0, config));
+        match select(std::pin::pin!(call), std::pin::pin!(moved)).await {
+            Either::Left((answer, _)) => answer,
+            Either::Right(_) => Err(CallError::Disconnected { maybe_sent: true }),
+        }
     }
 
     /// Where a node listens.

@@ -23,8 +23,8 @@ impl Council {
         if !partition.begin_hand_over(config) {
             return;
         }
-        let drained = self.rt.timeout(DRAIN, partition.drained()).await.is_ok();
-        if !drained {
+        let drained = self.rt.timeout(DRAIN, partition.drained(config)).await;
+        if !drained.unwrap_or(false) {
             // Nobody has been asked yet, so this node simply goes on.
             partition.end_hand_over(config);
             return;

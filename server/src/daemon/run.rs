@@ -20,8 +20,9 @@ use crate::config::Config;
 use crate::node::{Node, Parts, SESSION_LEASE};
 use crate::partition::HostConfig;
 
-/// How long requests that run may take to end after a signal.
-const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// How long requests that run may take to end after a signal. Some wait for other servers, which may
+/// wait for this one: the sooner it is gone, the sooner all go on.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
 /// The same where the cluster goes on without this process: its answers are worth nothing, and its
 /// successor is waited for.
 const END_LIMIT: Duration = Duration::from_millis(200);

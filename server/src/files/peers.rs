@@ -3,11 +3,10 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use bb_pgio::{Primary, partition_lost};
 use bb_proto::meta::{Binding, Done, decode, encode};
 use bb_proto::{Code, Failure, Fid, Kind, PartitionId, RegionIndex, ServiceClass, partition_of};
 use bb_runtime::Rt;
-use bb_transport::{CallError, Caller, Outgoing, Vitals};
+use bb_transport::{CallError, Caller, Outgoing};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::everybody::tell_nodes;
@@ -108,15 +107,8 @@ impl Parts {
         to: PartitionId,
         message: &M,
     ) -> Result<Vec<u8>, CallError> {
-        let (address, config) = match Primary::of(&self.shared.map(), to) {
-            Primary::At { address, config, .. } => (address, config),
-            Primary::Down => return Err(CallError::Disconnected { maybe_sent: false }),
-            Primary::Lost => {
-                return Err(CallError::Refused(partition_lost(to), Vitals::default()));
-            }
-        };
         let request = Outgoing::new(kind, ServiceClass::Client, ATTEMPT, encode(message));
-        Ok(self.caller.call(&address, request.to(to.0, config)).await?.body)
+        Ok(self.shared.ask_primary(&self.rt, &*self.caller, to, request).await?.body)
     }
 
     /// Tells every node that serves partitions, once for all of its partitions.

@@ -144,9 +144,10 @@ impl Partition {
         self.config.set(config);
     }
 
-    /// True while this node serves the partition (as far as roles go; leases are another matter).
+    /// True while this node serves the partition (as far as roles go; leases are another matter), be
+    /// it only to end what was begun.
     pub fn serves(&self) -> bool {
-        self.role.borrow().phase() == Some(Phase::Serving)
+        matches!(self.role.borrow().phase(), Some(Phase::Serving | Phase::Draining))
     }
 
     /// Numbers `mutation`, has it logged, and applies it when it is committed. The outcome is that

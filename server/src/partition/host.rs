@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bb_cluster::PartitionEntry;
-use bb_pgio::{Primary, partition_lost};
 use bb_proto::meta::encode;
 use bb_proto::{
     Code, ConfigNumber, Failure, Fid, Header, Kind, NodeId, PartitionId, PgId, RegionIndex,
@@ -14,9 +13,7 @@ use bb_proto::{
 };
 use bb_runtime::sync::Semaphore;
 use bb_runtime::{BufPool, Rt};
-use bb_transport::{
-    Address, Answer, CallError, Caller, Incoming, Outgoing, Response, Role, Vitals,
-};
+use bb_transport::{Address, Answer, CallError, Caller, Incoming, Outgoing, Response, Role};
 
 use super::degraded::Degraded;
 use super::engine::{Meter, Outbox, Partition, not_primary};
@@ -325,14 +322,9 @@ impl PartitionHost {
         to: PartitionId,
         message: &M,
     ) -> Result<Answer, CallError> {
-        match Primary::of(&self.env.shared.map(), to) {
-            Primary::At { address, config, .. } => {
-                self.ask(&address, kind, class, (to.0, config), message).await
-            }
-            // Not asked in vain for a whole deadline: whoever asks tries again.
-            Primary::Down => Err(CallError::Disconnected { maybe_sent: false }),
-            Primary::Lost => Err(CallError::Refused(partition_lost(to), Vitals::default())),
-        }
+        let request = Outgoing::new(kind, class, self.config.call_deadline, encode(message));
+        let env = &self.env;
+        env.shared.ask_primary(&env.rt, &*env.caller, to, request).await
     }
 
     pub(super) async fn ask<M: prost::Message>(

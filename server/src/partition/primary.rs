@@ -72,30 +72,37 @@ impl Partition {
         self.advance();
     }
 
-    /// Stops serving, to give the role away. False if that is not to be done now.
+    /// Takes no new requests, to give the role away. False if that is not to be done now.
     pub fn begin_hand_over(&self, config: ConfigNumber) -> bool {
-        let may = self.config() == config && self.serves();
-        if may && !planted::is(Planted::ServeWhileHandingOver) {
-            self.set_phase(Phase::HandingOver);
+        let may = self.config() == config && self.phase() == Some(Phase::Serving);
+        if may {
+            self.set_phase(Phase::Draining);
         }
         may
     }
 
     /// Goes on serving: the role was not given away.
     pub fn end_hand_over(&self, config: ConfigNumber) {
-        if self.config() == config && self.phase() == Some(Phase::HandingOver) {
+        if self.config() == config && self.phase() == Some(Phase::Draining) {
             self.set_phase(Phase::Serving);
         }
     }
 
     /// Waits until all that was begun has ended: no intent on the backing file system, no record
-    /// that is not committed.
-    pub async fn drained(&self) {
+    /// that is not committed. In that very turn the partition is closed: nothing is numbered any
+    /// more. False if the map has decided otherwise meanwhile.
+    pub async fn drained(&self, config: ConfigNumber) -> bool {
         loop {
             let progress = self.progress.notified();
+            if self.config() != config || self.phase() != Some(Phase::Draining) {
+                return false;
+            }
             let all_applied = self.tail.borrow().end() == self.tail.borrow().applied();
             if all_applied && !self.state().has_intents() {
-                return;
+                if !planted::is(Planted::ServeWhileHandingOver) {
+                    self.set_phase(Phase::HandingOver);
+                }
+                return true;
             }
             progress.await;
         }

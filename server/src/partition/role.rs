@@ -37,7 +37,9 @@ pub(super) enum Phase {
     Spreading,
     /// Serves.
     Serving,
-    /// Gives its role away: begins nothing new.
+    /// Gives its role away: takes no new requests, and ends what was begun.
+    Draining,
+    /// Has ended everything: what it knows is what the next primary will know.
     HandingOver,
 }
 

@@ -116,7 +116,7 @@ impl PartitionHost {
     fn lead(self: &Rc<Self>, partition: &Rc<Partition>, entry: &PartitionEntry, newer: bool) {
         let same_tenure = partition.tenure() == Some(entry.since);
         match partition.phase() {
-            Some(Phase::Serving | Phase::HandingOver) if same_tenure => {
+            Some(Phase::Serving | Phase::Draining | Phase::HandingOver) if same_tenure => {
                 if newer {
                     // Where it was giving the role away, the map has decided that it stays.
                     partition.set_phase(Phase::Serving);

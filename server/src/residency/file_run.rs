@@ -320,12 +320,10 @@ impl Residency {
         order: &RegionOperation,
     ) -> Result<RegionOperationReply, CallError> {
         let to = self.parts.partition_of(job.fid, RegionIndex(order.region));
-        let Some((address, fence)) = self.ctx.shared.primary(to) else {
-            return Err(CallError::Disconnected { maybe_sent: false });
-        };
         let (kind, class) = (bb_proto::Kind::RegionOperation, ServiceClass::Reclaim);
-        let request = Outgoing::new(kind, class, ATTEMPT, encode(order)).to(to.0, fence);
-        let answer = self.ctx.caller.call(&address, request).await?;
+        let request = Outgoing::new(kind, class, ATTEMPT, encode(order));
+        let ctx = &self.ctx;
+        let answer = ctx.shared.ask_primary(&ctx.rt, &*ctx.caller, to, request).await?;
         decode(&answer.body).map_err(|failure| CallError::Refused(failure, answer.vitals))
     }
 

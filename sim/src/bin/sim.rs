@@ -21,7 +21,7 @@ struct Arguments {
     /// The first seed; alone: only this one, with its operations on failure
     #[arg(long)]
     seed: Option<u64>,
-    /// Only this family: calm, crash, power, net, rot, device-gone, full, bfs, names, hot, away, outage, mixed
+    /// Only this family: calm, crash, power, net, rot, device-gone, full, bfs, names, hot, away, outage, mixed, nodes-calm, nodes-crash, nodes-power, nodes-net, nodes-slow, nodes-drift, nodes-mixed
     #[arg(long)]
     family: Option<Family>,
     /// Operations of clients in each run
