@@ -1,0 +1,312 @@
+//! Directed tests of DESIGN.md's rules that need several nodes: real clients and servers in the
+//! simulator's world.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bb_client::ClientOptions;
+use bb_proto::meta::Residency;
+use bb_proto::{Fid, NodeId, PartitionId, RegionIndex, Tick, partition_of};
+use bb_runtime::Executor;
+use bb_sim::bfs::BfsFaults;
+use bb_sim::family::Family;
+use bb_sim::world::{ClientProcess, Machine, Setup, World};
+use bb_transport::Address;
+
+/// Bytes of a region in these worlds.
+const REGION_BYTES: u64 = 1 << 20;
+/// Longer than a fail-over takes.
+const FAIL_OVER: Duration = Duration::from_secs(12);
+
+/// Runs a test in a whole cluster of 2+1.
+fn in_cluster<F: Future>(nodes: usize, test: impl FnOnce(Rc<World>) -> F) -> F::Output {
+    let executor = Executor::simulated(1);
+    let rt = executor.rt();
+    executor.block_on(async {
+        let setup = Setup::draw(&rt, Family::NodesCalm);
+        let setup = Setup { nodes, devices: 2, data: 2, parity: 1, partitions: 8, ..setup };
+        let world = World::new(&rt, setup);
+        world.begin(0).await.expect("a cluster");
+        test(world).await
+    })
+}
+
+async fn client(world: &World) -> Rc<ClientProcess> {
+    let options =
+        ClientOptions { command_timeout: Duration::from_secs(120), ..ClientOptions::default() };
+    world.connect(options).await.expect("connected")
+}
+
+fn home_of(fid: Fid, region: u32) -> PartitionId {
+    partition_of(fid, RegionIndex(region), 8)
+}
+
+/// The machine whose node is primary of a partition.
+fn primary(world: &World, partition: PartitionId) -> Rc<Machine> {
+    let map = world.map().expect("a map");
+    let node = NodeId(map.partition(partition).expect("there").primary);
+    let is_it = |machine: &&Rc<Machine>| {
+        machine.node().is_some_and(|running| running.context().shared.node == node)
+    };
+    world.machines.iter().find(is_it).cloned().expect("its machine runs")
+}
+
+/// It ends, and stays away.
+fn take_away(machine: &Machine) {
+    machine.is_kept_up.set(false);
+    machine.kill();
+}
+
+fn bytes_of(len: usize, salt: usize) -> Vec<u8> {
+    (0..len).map(|at| u8::try_from((at + salt) % 251).unwrap_or(0) + 1).collect()
+}
+
+const FLAGS: i32 = libc::O_RDWR | libc::O_CREAT;
+
+async fn expect_bytes(world: &World, path: &[u8], expected: &[u8]) {
+    let reader = client(world).await;
+    let file = reader.client.open(path, libc::O_RDONLY, 0).await.expect("opened");
+    let mut got = vec![0; expected.len() + 1];
+    let len = file.pread(&mut got, 0).await.expect("read");
+    assert_eq!(len, expected.len());
+    assert!(got[..len] == *expected, "other bytes than were written");
+    world.kill_client(&reader);
+}
+
+/// A file whose first two regions have different primaries.
+async fn spread_file(world: &World, process: &ClientProcess) -> (bb_client::File, Vec<u8>) {
+    for n in 0..50 {
+        let path = format!("/spread{n}").into_bytes();
+        let file = process.client.open(&path, FLAGS, 0o644).await.expect("created");
+        let (one, other) = (home_of(file.fid(), 0), home_of(file.fid(), 1));
+        if one != other && primary(world, one).address != primary(world, other).address {
+            return (file, path);
+        }
+        file.close().await.expect("closed");
+    }
+    panic!("no file's regions are apart");
+}
+
+#[test]
+fn rule_2_half_a_commit_is_made_whole_though_the_participants_primary_died() {
+    in_cluster(4, |world| async move {
+        let writer = client(&world).await;
+        let (file, path) = spread_file(&world, &writer).await;
+        let participant = primary(&world, home_of(file.fid(), 1));
+        let expected = bytes_of(40_000, 3);
+        let zeros = vec![0; usize::try_from(REGION_BYTES).expect("small") - 20_000];
+        file.pwrite(&expected, REGION_BYTES - 20_000).await.expect("written");
+        // Home commits; the participant never hears of it.
+        let own = Address::from("client1");
+        world.net.partition(&own, &participant.address);
+        let syncing = writer.rt.spawn(async move { file.fsync().await });
+        world.rt.sleep(Duration::from_millis(500)).await;
+        take_away(&participant);
+        world.net.heal_all();
+        syncing.await.expect("alive").expect("durable after the fail-over");
+        expect_bytes(&world, &path, &[zeros, expected].concat()).await;
+    });
+}
+
+#[test]
+fn rule_3_a_commit_that_comes_again_after_a_fail_over_is_applied_once() {
+    in_cluster(4, |world| async move {
+        let writer = client(&world).await;
+        let file = writer.client.open(b"/again", FLAGS, 0o644).await.expect("created");
+        let home = primary(&world, home_of(file.fid(), 0));
+        let expected = bytes_of(60_000, 5);
+        file.pwrite(&expected, 0).await.expect("written");
+        // Home answers, and nobody hears it.
+        world.net.block(&home.address, &Address::from("client1"));
+        let syncing = writer.rt.spawn(async move { file.fsync().await });
+        world.rt.sleep(Duration::from_millis(800)).await;
+        take_away(&home);
+        world.net.heal_all();
+        syncing.await.expect("alive").expect("durable after the fail-over");
+        expect_bytes(&world, b"/again", &expected).await;
+        let partitions = world.nodes().into_iter().flat_map(|node| node.partitions());
+        let dirty: u64 = partitions.map(|p| p.state().regions.totals().dirty).sum();
+        assert_eq!(dirty, expected.len() as u64);
+    });
+}
+
+#[test]
+fn rule_1_the_horizon_outlives_its_primary_and_orphans_are_freed_by_the_next() {
+    in_cluster(4, |world| async move {
+        let writer = client(&world).await;
+        let file = writer.client.open(b"/orphan", FLAGS, 0o644).await.expect("created");
+        let id = home_of(file.fid(), 0);
+        let home = primary(&world, id);
+        file.pwrite(&bytes_of(200_000, 7), 0).await.expect("written");
+        // Blocks reach their members, the commit does not reach home, and the writer dies.
+        let homes: Vec<Address> = vec![home.address.clone()];
+        for address in &homes {
+            world.net.block(&Address::from("client1"), address);
+        }
+        let syncing = writer.rt.spawn(async move { drop(file.fsync().await) });
+        world.rt.sleep(Duration::from_secs(5)).await;
+        world.kill_client(&writer);
+        drop(syncing);
+        world.net.heal_all();
+        // Members ask about what is older than W, and home moves its horizon first.
+        world.rt.sleep(Duration::from_secs(40)).await;
+        let horizon = |machine: &Machine| {
+            let node = machine.node().expect("runs");
+            let replica = node.replicas().into_iter().find(|replica| replica.id() == id);
+            replica.map_or(Tick(0), |replica| replica.state().horizon())
+        };
+        let before = horizon(&home);
+        assert!(before > Tick(0), "nobody has asked");
+        take_away(&home);
+        world.rt.sleep(FAIL_OVER).await;
+        let next = primary(&world, id);
+        assert_ne!(next.address, home.address);
+        assert!(horizon(&next) >= before, "the horizon went with its primary");
+    });
+}
+
+#[test]
+fn rule_12_a_site_wide_power_cut_with_one_damaged_log_loses_nothing_acknowledged() {
+    in_cluster(4, |world| async move {
+        const BLOCK: usize = 4096;
+        let writer = client(&world).await;
+        let victim = world.machines[1].clone();
+        let size = usize::try_from(world.setup.log_bytes).expect("small");
+        let file = writer.client.open(b"/power", FLAGS, 0o644).await.expect("created");
+        let before = victim.log_disk.peek(0, size);
+        let expected = bytes_of(300_000, 11);
+        for at in (0..expected.len()).step_by(10_000) {
+            file.pwrite(&expected[at..at + 10_000], at as u64).await.expect("written");
+            file.fsync().await.expect("durable");
+        }
+        drop(file);
+        for machine in &world.machines {
+            machine.is_kept_up.set(false);
+            machine.cut_power();
+        }
+        world.kill_client(&writer);
+        let after = victim.log_disk.peek(0, size);
+        let changed: Vec<usize> = (0..size / BLOCK)
+            .filter(|n| before[n * BLOCK..(n + 1) * BLOCK] != after[n * BLOCK..(n + 1) * BLOCK])
+            .collect();
+        let at = changed[changed.len() / 2] * BLOCK;
+        let rotten: Vec<u8> = after[at..at + 64].iter().map(|byte| !byte).collect();
+        victim.log_disk.poke(at as u64, &rotten);
+        world.machines.iter().for_each(|machine| machine.is_kept_up.set(true));
+        world.rt.sleep(FAIL_OVER * 2).await;
+        assert!(!victim.is_serving(), "a damaged log is served from");
+        expect_bytes(&world, b"/power", &expected).await;
+    });
+}
+
+/// What the world looks like every 10 ms while a primary is cut off: when its lease ended, and when
+/// somebody else began to serve one of its partitions.
+async fn cut_off(world: &Rc<World>, own_drift_ppm: i32) {
+    let others: Vec<_> = world.machines.clone();
+    let victim = primary(world, PartitionId(0));
+    for machine in &world.machines {
+        let own = machine.address == victim.address;
+        machine.drift_ppm.set(if own { own_drift_ppm } else { -own_drift_ppm });
+        machine.kill();
+    }
+    assert!(world.until_whole(Duration::from_secs(120)).await, "{}", world.what_is_missing());
+    let victim_node = victim.node().expect("runs");
+    let held: Vec<PartitionId> = victim_node.partitions().map(|p| p.id()).collect();
+    assert!(!held.is_empty());
+    for other in others.iter().filter(|machine| machine.address != victim.address) {
+        world.net.partition(&victim.address, &other.address);
+    }
+    let (mut ended, mut taken) = (None, None);
+    for _ in 0..3_000 {
+        let now = world.rt.now();
+        if ended.is_none() && !victim_node.has_lease() {
+            ended = Some(now);
+        }
+        let serves = |machine: &&Rc<Machine>| {
+            machine.address != victim.address
+                && machine.node().is_some_and(|node| {
+                    node.has_lease() && node.partitions().any(|p| held.contains(&p.id()))
+                })
+        };
+        if taken.is_none() && world.machines.iter().find(serves).is_some() {
+            taken = Some(now);
+        }
+        world.rt.sleep(Duration::from_millis(10)).await;
+    }
+    let (ended, taken) = (ended.expect("its lease ends"), taken.expect("somebody takes over"));
+    assert!(ended < taken, "it served until {ended:?}, and another from {taken:?} on");
+}
+
+#[test]
+fn leases_a_node_cut_off_from_the_quorum_stops_before_anyone_takes_over() {
+    in_cluster(4, |world| async move { cut_off(&world, 0).await });
+}
+
+#[test]
+fn leases_hold_also_where_clocks_drift() {
+    // Its clock is slow, the others' are fast: what seems short to them is long to it.
+    in_cluster(4, |world| async move { cut_off(&world, -20_000).await });
+    in_cluster(4, |world| async move { cut_off(&world, 20_000).await });
+}
+
+#[test]
+fn fencing_a_node_that_was_taken_down_and_goes_on_changes_nothing() {
+    in_cluster(4, |world| async move {
+        let writer = client(&world).await;
+        let file = Rc::new(writer.client.open(b"/down", FLAGS, 0o644).await.expect("created"));
+        file.pwrite(&bytes_of(50_000, 1), 0).await.expect("written");
+        file.fsync().await.expect("durable");
+        // The other servers don't reach it and it doesn't reach them; the client does.
+        let victim = primary(&world, home_of(file.fid(), 0));
+        for machine in world.machines.iter().filter(|m| m.address != victim.address) {
+            world.net.partition(&victim.address, &machine.address);
+        }
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let expected = bytes_of(50_000, 2);
+        file.pwrite(&expected, 0).await.expect("written");
+        file.fsync().await.expect("durable: by way of the next primary");
+        seen.borrow_mut().push(world.rt.now());
+        world.net.heal_all();
+        world.rt.sleep(FAIL_OVER).await;
+        expect_bytes(&world, b"/down", &expected).await;
+        assert!(world.until_whole(Duration::from_secs(90)).await, "{}", world.what_is_missing());
+        expect_bytes(&world, b"/down", &expected).await;
+    });
+}
+
+#[test]
+fn rule_10_the_old_primarys_last_write_never_replaces_newer_bytes() {
+    in_cluster(4, |world| async move {
+        const HANG_MAX: Duration = Duration::from_secs(8);
+        let writer = client(&world).await;
+        let file = writer.client.open(b"/last", FLAGS, 0o644).await.expect("created");
+        let id = home_of(file.fid(), 0);
+        file.pwrite(&bytes_of(50_000, 1), 0).await.expect("written");
+        file.fsync().await.expect("durable");
+        let hang = BfsFaults { hang_ppm: 600_000, hang_max: HANG_MAX, ..BfsFaults::default() };
+        world.bfs.set_faults(hang);
+        let syncing = writer.rt.spawn(async move {
+            if let Ok(operation) = file.start(Residency::Sync, 0, 0, 0).await {
+                let _ = operation.wait(|_| {}).await;
+            }
+        });
+        world.rt.sleep(Duration::from_secs(2)).await;
+        take_away(&primary(&world, id));
+        world.kill_client(&writer);
+        drop(syncing);
+        world.bfs.set_faults(BfsFaults::default());
+        let writer = client(&world).await;
+        let file = writer.client.open(b"/last", FLAGS, 0o644).await.expect("opened");
+        let newer = bytes_of(50_000, 9);
+        file.pwrite(&newer, 0).await.expect("written");
+        file.fsync().await.expect("durable");
+        for kind in [Residency::Sync, Residency::Purge] {
+            let operation = file.start(kind, 0, 0, 0).await.expect("begun");
+            operation.wait(|_| {}).await.expect("done");
+        }
+        world.rt.sleep(HANG_MAX).await;
+        expect_bytes(&world, b"/last", &newer).await;
+        assert_eq!(world.bfs.files().get(&b"/last"[..]), Some(&newer));
+    });
+}
