@@ -15,6 +15,8 @@ use crate::world::{disk_rates, network};
 const START_LIMIT: Duration = Duration::from_secs(90);
 /// Longer than W (rule 1) and what a put takes, shorter than the lease of a session.
 const AWAY_MAX: Duration = Duration::from_secs(18);
+/// After this a client that was away has renewed its session: a request's time, and a back-off.
+const HEARD_AGAIN: Duration = Duration::from_secs(4);
 /// Superblocks and what belongs to them: damage there is an operator's business.
 const DATA_OFFSET: u64 = 2 << 20;
 
@@ -173,6 +175,10 @@ async fn part(bench: &Bench, places: &[Rc<Place>], longest: Duration) {
     }
     world.pause(longest).await;
     world.net.heal(&client, &world.first().address);
+    if longest >= AWAY_MAX {
+        // Two of these in a row would outlast a session's lease.
+        world.rt.sleep(HEARD_AGAIN).await;
+    }
 }
 
 /// The device goes away, or fails at its next write or flush: the server may not use it again
