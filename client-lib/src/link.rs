@@ -303,9 +303,13 @@ impl Link {
                 }
             };
             self.saw_tick(answer.vitals.tick);
-            // The next question goes to whoever answers.
-            *self.0.answers.borrow_mut() = Some(address);
-            return self.take_update(&meta::decode(&answer.body)?);
+            let before = self.map().epoch;
+            let taken = self.take_update(&meta::decode(&answer.body)?);
+            // The next question goes to whoever knew something newer. One that did not may be cut
+            // off from those who do: then it goes to any.
+            let knows_more = self.map().epoch > before;
+            *self.0.answers.borrow_mut() = knows_more.then_some(address);
+            return taken;
         }
         Err(rejected.unwrap_or_else(|| self.timed_out()))
     }
