@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::link::Link;
 use crate::node::Node;
 use crate::options::ClientOptions;
+use crate::reclaim::show_opens;
 use crate::session::Session;
 
 /// How often a session may be lost while the files are opened in it.
@@ -99,7 +100,9 @@ impl Client {
             options: options.clone(),
         };
         let credentials = Rc::new(options.credentials.clone());
-        Ok(Self { inner: Rc::new(inner), credentials })
+        let inner = Rc::new(inner);
+        inner.rt().spawn(show_opens(Rc::downgrade(&inner), inner.rt().clone()));
+        Ok(Self { inner, credentials })
     }
 
     /// The same client, acting as somebody else on the backing file system.

@@ -334,6 +334,7 @@ impl Drop for File {
 }
 
 async fn close(inner: Rc<Inner>, node: Rc<Node>, opened: Rc<Opened>) -> Result<()> {
+    opened.closing.set(true);
     let writer = opened.flags & libc::O_ACCMODE != libc::O_RDONLY;
     let flushed = if writer { inner.flush(&node).await } else { Ok(()) };
     let raise = if flushed.is_ok() && writer { node.reached.get() } else { 0 };

@@ -19,6 +19,7 @@ pub mod packer;
 mod planted;
 mod ranges;
 mod reader;
+mod reclaim;
 mod residency;
 mod session;
 mod status;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bb_cluster::{ClusterMap, MapDelta};
 use bb_pgio::{Primary, partition_lost, while_current};
 use bb_proto::meta::{self, GetMap, GetMapReply};
-use bb_proto::{Code, Kind, PartitionId, ServiceClass, Tick};
+use bb_proto::{Code, Incarnation, Kind, NodeId, PartitionId, ServiceClass, Tick};
 use bb_runtime::{Buf, BufPool, Rt, sync::Notify};
 use bb_transport::{Address, Answer, CallError, Caller, Outgoing, Vitals};
 
@@ -262,6 +262,14 @@ impl Link {
             self.0.seeds.iter().filter(|seed| !all.contains(seed)).cloned().collect();
         all.extend(more);
         all
+    }
+
+    /// The process that serves a partition, as far as the map says.
+    pub fn process_of(&self, partition: PartitionId) -> Option<(NodeId, Incarnation)> {
+        let map = self.map();
+        let primary = NodeId(map.partition(partition)?.primary);
+        let node = map.node(primary).filter(|node| node.is_active())?;
+        Some((primary, Incarnation(node.incarnation)))
     }
 
     /// True unless the map says that no process serves at `address`.

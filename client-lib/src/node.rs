@@ -7,7 +7,9 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use bb_proto::meta::{Credentials, FileHandle, FileState};
-use bb_proto::{Capability, Fid, Fragment, RegionIndex, Rights, SessionId, TruncateEpoch};
+use bb_proto::{
+    Capability, Fid, Fragment, Incarnation, NodeId, RegionIndex, Rights, SessionId, TruncateEpoch,
+};
 use bb_runtime::sync::{Notify, Permit};
 use bb_runtime::{Buf, BufMut, Instant};
 
@@ -22,6 +24,9 @@ pub(crate) struct Node {
     pub region_log2: u32,
     pub path: RefCell<Vec<u8>>,
     pub opens: RefCell<Vec<Rc<Opened>>>,
+    /// The process (node and incarnation) that was shown the opens, where they were shown by
+    /// themselves.
+    pub shown_to: Cell<Option<(NodeId, Incarnation)>>,
     /// Survives the close of the last writer, for commits without an answer.
     pub write_capability: Cell<Capability>,
     pub epoch: Cell<TruncateEpoch>,
@@ -52,6 +57,8 @@ pub(crate) struct Node {
 pub(crate) struct Opened {
     pub capability: Cell<Capability>,
     pub open_id: Cell<u64>,
+    /// Its end is under way.
+    pub closing: Cell<bool>,
     pub flags: i32,
     /// As whom it was opened, and is opened again in another session.
     pub credentials: Rc<Credentials>,
@@ -151,6 +158,7 @@ impl Node {
             region_log2: handle.region_log2,
             path: RefCell::new(path.to_vec()),
             opens: RefCell::default(),
+            shown_to: Cell::new(None),
             write_capability: Cell::new(capability),
             epoch: Cell::new(TruncateEpoch(handle.epoch)),
             size_acknowledged: Cell::new(handle.size),
@@ -181,6 +189,7 @@ impl Node {
         let opened = Rc::new(Opened {
             capability: Cell::new(capability),
             open_id: Cell::new(handle.open_id),
+            closing: Cell::new(false),
             flags,
             credentials: credentials.clone(),
         });

@@ -78,6 +78,11 @@ impl Session {
         Ok(())
     }
 
+    /// How long it lives without being heard of.
+    pub fn lease(&self) -> Duration {
+        self.lease.get()
+    }
+
     pub fn id(&self) -> SessionId {
         self.id.get()
     }

@@ -74,3 +74,36 @@ fn rule_16_passing_the_budget_of_metadata_is_missing_space_and_space_comes_back(
 fn rule_17_nobody_is_shown_what_was_not_opened_or_takes_the_rights_of_a_server() {
     holds(Ordeal::Intruder, "ignore-capability");
 }
+
+#[cfg(not(feature = "planted"))]
+/// Longer than a session's lease, which is how long a new process takes each file for open.
+const AFTER_GRACE: Duration = Duration::from_secs(60);
+
+#[cfg(not(feature = "planted"))]
+#[test]
+fn rule_8_a_file_that_is_open_and_idle_is_shown_to_a_new_process_in_time() {
+    let executor = Executor::simulated(1);
+    let rt = executor.rt();
+    executor.block_on(async {
+        let world = World::new(&rt, Setup::draw(&rt, Family::Calm));
+        world.format().await.expect("formatted");
+        assert!(world.first().start_until_serving(Duration::from_secs(10)).await);
+        let options = bb_client::ClientOptions::default;
+        let idle = world.connect(options()).await.expect("connects");
+        let other = world.connect(options()).await.expect("connects");
+        let flags = libc::O_RDWR | libc::O_CREAT;
+        let file = idle.client.open(b"/f", flags, 0o644).await.expect("opens");
+        file.pwrite(&[7; 50_000], 0).await.expect("writes");
+        file.fsync().await.expect("fsyncs");
+        world.first().kill();
+        assert!(world.first().start_until_serving(Duration::from_secs(30)).await);
+        rt.sleep(AFTER_GRACE).await;
+        other.client.unlink(b"/f").await.expect("removes");
+        let mut got = vec![0; 50_000];
+        let len = file.pread(&mut got, 0).await.expect("reads what it has open");
+        assert!(len == got.len() && got == [7; 50_000]);
+        file.close().await.expect("closes");
+        rt.sleep(AFTER_GRACE).await;
+        assert_eq!(world.bfs.hidden_names().len(), 0, "nobody has it open");
+    });
+}
