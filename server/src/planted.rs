@@ -72,22 +72,14 @@ pub enum Planted {
     AckWithoutBackup,
     /// Committed: a backup acknowledges what is not durable yet.
     BackupAcksEarly,
-    /// Commit point: applied is what others have told, whether it was compared or not.
-    ApplyUncompared,
     /// Take-over: whoever does not answer at once is not waited for.
     TakeOverWithoutAll,
-    /// Take-over: this node's own tail is good enough, whatever others have.
-    KeepOwnTail,
     /// Filling: a replica counts as full before it has everything.
     FillHalf,
-    /// Filling: whatever snapshot comes is installed.
-    InstallStaleSnapshot,
     /// Handing over: a primary goes on serving what it gives away.
     ServeWhileHandingOver,
     /// Rule 1: a new primary begins with an empty horizon.
     DropHorizonAtTakeOver,
-    /// Rule 12: a member whose log ends too early is believed.
-    IgnoreShortLog,
 }
 
 #[cfg(feature = "planted")]

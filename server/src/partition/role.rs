@@ -99,7 +99,6 @@ impl Role {
     /// told of `told`.
     pub fn commit_point(&self, told: u64, durable: u64) -> u64 {
         match self {
-            Self::Member(_) if planted::is(Planted::ApplyUncompared) => told,
             Self::Member(matched) | Self::Filling(matched) => told.min(matched.end),
             Self::Primary(primary) if primary.phase == Phase::Asking => told,
             Self::Primary(primary) => {

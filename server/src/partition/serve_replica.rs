@@ -163,8 +163,7 @@ impl PartitionHost {
         let map = self.env.shared.map();
         let me = self.env.shared.node.0;
         let entry = map.partition(id).ok_or_else(|| stale(id))?;
-        let stale_snapshot = !entry.filling.contains(&me) || entry.since != piece.since;
-        if stale_snapshot && !planted::is(Planted::InstallStaleSnapshot) {
+        if !entry.filling.contains(&me) || entry.since != piece.since {
             if entry.config < piece.config {
                 self.council().refresh_map(None);
             }

@@ -144,7 +144,7 @@ impl PartitionHost {
             if let Ok(status) = self.ask_member(&partition, config, node).await
                 && partition.config() == config
             {
-                if status.logged < acked && !planted::is(Planted::IgnoreShortLog) {
+                if status.logged < acked {
                     let end = status.logged;
                     let why = format!(
                         "partition {}: its log ends at {end}, it had acknowledged {acked}",
@@ -167,9 +167,6 @@ impl PartitionHost {
         let mut ends: Vec<(NodeId, u64)> =
             statuses.iter().map(|(node, status)| (*node, status.logged)).collect();
         ends.push((self.env.shared.node, own));
-        if planted::is(Planted::IgnoreShortLog) {
-            return false;
-        }
         let mut any = false;
         for (node, end) in ends.into_iter().filter(|(_, end)| *end < committed) {
             any = true;
@@ -200,9 +197,6 @@ impl PartitionHost {
         let Some((node, status)) = best.filter(|(_, status)| of(status) > own) else {
             return Ok(true);
         };
-        if planted::is(Planted::KeepOwnTail) {
-            return Ok(true);
-        }
         let mut next = committed + 1;
         while next <= status.logged {
             let ask = FetchTail { partition: partition.id().0, config: config.0, from: next };
