@@ -183,6 +183,15 @@ impl Storm {
         }
     }
 
+    /// True if a group on record was committed without one of its members.
+    fn has_degraded_groups(&self) -> bool {
+        let nodes = self.bench.world.machines.iter().filter_map(|machine| machine.node());
+        nodes.flat_map(|node| node.partitions().collect::<Vec<_>>()).any(|partition| {
+            let state = partition.state();
+            state.pgs.iter().any(|(_, pg)| pg.home.as_ref().is_some_and(|h| h.absent_members != 0))
+        })
+    }
+
     async fn late_join(&self) {
         let world = &self.bench.world;
         let Some(machine) = world.machines.iter().find(|machine| !machine.is_member.get()) else {
@@ -263,10 +272,12 @@ impl Storm {
             hurt.machine().is_kept_up.set(true);
             return;
         }
-        let damages = !self.damaged.get() && world.one_in(2);
+        let mut damages = !self.damaged.get() && world.one_in(2);
         if damages {
-            // What only one log holds no damage may hit.
+            // What only one log holds no damage may hit; and what was written while a node was away
+            // lacks a block until there is a rebuild.
             self.whole_again().await;
+            damages = !self.has_degraded_groups();
         }
         let Some(all) = self.everybody() else { return };
         let at = usize::try_from(world.draw(all.len() as u64)).unwrap_or(0);
@@ -285,8 +296,10 @@ impl Storm {
         }
         let hit = before.is_some_and(|before| self.damage_log(all[at].machine(), &before));
         for hurt in &all {
-            world.pause(Duration::from_secs(1)).await;
-            if world.one_in(8) {
+            // With a damaged log nobody else may be missed: that would be a second loss.
+            let longest = Duration::from_millis(if hit { 50 } else { 1_000 });
+            world.pause(longest).await;
+            if !hit && world.one_in(8) {
                 world.pause(FAIL_OVER).await;
             }
             hurt.machine().is_kept_up.set(true);
