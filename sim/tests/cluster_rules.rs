@@ -235,7 +235,8 @@ async fn cut_off(world: &Rc<World>, own_drift_ppm: i32) {
         world.rt.sleep(Duration::from_millis(10)).await;
     }
     let (ended, taken) = (ended.expect("its lease ends"), taken.expect("somebody takes over"));
-    assert!(ended < taken, "it served until {ended:?}, and another from {taken:?} on");
+    // Both are looked at in one turn: equal means that it had stopped when the other was seen.
+    assert!(ended <= taken, "it served until {ended:?}, and another from {taken:?} on");
 }
 
 #[test]

@@ -54,15 +54,21 @@ impl SessionService {
     /// Answers `SessionOpen`, which addresses nobody.
     ///
     /// # Errors
-    /// [`Code::Invalid`] for a key that cannot be used; what the log says.
-    pub async fn open(&self, body: &[u8]) -> Result<Response, Failure> {
-        let open: SessionOpen = decode(body)?;
+    /// [`Code::Invalid`] for a key that cannot be used; [`Code::Busy`] where nobody serves its
+    /// partition yet; what the log says.
+    pub async fn open(&self, request: &Incoming) -> Result<Response, Failure> {
+        let open: SessionOpen = decode(&request.body)?;
         if !KEY_BYTES.contains(&open.key.len()) {
             return Err(Failure::new(Code::Invalid, "a session's key has 16 to 64 bytes"));
         }
         let session = session_of_key(&open.key);
         let id = partition_of_session(session, self.parts.shared.map().partition_count());
         let Some(partition) = (self.find)(id) else {
+            // Passed on once: the map may name this very process, which is still taking over, and two
+            // with different maps would send it to and fro.
+            if request.peer.role == Role::Server {
+                return Err(Failure::new(Code::Busy, "the session's partition is not served yet"));
+            }
             let reply: SessionOpenReply = self.parts.ask(Kind::SessionOpen, id, &open).await?;
             return Ok(Response::body(encode(&reply)));
         };

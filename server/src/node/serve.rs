@@ -124,7 +124,7 @@ impl Node {
             | Kind::Suspect
             | Kind::Filled
             | Kind::HandOver => self.council.handle(request).await,
-            Kind::SessionOpen => self.sessions.open(&request.body).await,
+            Kind::SessionOpen => self.sessions.open(&request).await,
             // A session is over: from a server to each node, once for all of its partitions.
             Kind::SessionClose if request.header.target == WHOLE_NODE => {
                 self.files.end_session_here(self.partitions.partitions(), &request).await

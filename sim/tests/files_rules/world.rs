@@ -141,7 +141,7 @@ impl Life {
         }
         let partition = self.host.partition(target).expect("all are here");
         match kind {
-            Kind::SessionOpen => self.sessions.open(&request.body).await,
+            Kind::SessionOpen => self.sessions.open(&request).await,
             Kind::Namespace | Kind::SessionRenew | Kind::SessionClose => {
                 self.sessions.clone().handle(partition, request).await
             }
