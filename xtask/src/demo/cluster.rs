@@ -17,7 +17,7 @@ const SETTLE_SECONDS: u64 = 180;
 
 /// One of the servers.
 pub struct Node {
-    /// Its number in the map.
+    /// Its number here. The map may give it another: whoever joins first gets the next.
     pub number: u64,
     /// The process.
     pub server: Server,
@@ -25,9 +25,16 @@ pub struct Node {
     address: String,
 }
 
+impl Node {
+    /// What a status says of it.
+    pub fn find_in<'a>(&self, nodes: &'a [Value]) -> Option<&'a Value> {
+        nodes.iter().find(|said| said["address"].as_str() == Some(&self.address))
+    }
+}
+
 /// All servers.
 pub struct Cluster {
-    /// In the order of their numbers.
+    /// In the order in which they were made.
     pub nodes: Vec<Node>,
     programs: PathBuf,
     logs: PathBuf,
@@ -145,7 +152,7 @@ impl Cluster {
         };
         let known = self.nodes.iter().enumerate().filter_map(|(index, node)| {
             let nodes = status["nodes"].as_array()?;
-            let said = nodes.iter().find(|said| said["node"].as_u64() == Some(node.number))?;
+            let said = node.find_in(nodes)?;
             let raft = said["raft"].as_str().unwrap_or_default().to_owned();
             let primaries = number(&said["primaries"]);
             Some(Victim { index, blocks: blocks(said), primaries, raft })

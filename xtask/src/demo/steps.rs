@@ -216,7 +216,7 @@ impl<'a> Demo<'a> {
         }
         let status = self.cluster.status()?;
         let nodes = status["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let said = nodes.iter().find(|node| node["node"].as_u64() == Some(number));
+        let said = self.cluster.nodes[victim.index].find_in(nodes);
         match said.and_then(|node| node["state"].as_str()) {
             Some("down") if status["state"] == "reduced" => self.cluster.print_status(),
             other => Err(format!("server {number} should be down, it is {other:?}: {status}")),
