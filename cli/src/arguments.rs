@@ -98,7 +98,7 @@ pub struct Cp {
     #[arg(long)]
     pub fsync: bool,
     /// Files under way at the same time
-    #[arg(long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "COUNT", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: u16,
     /// What to copy, then where to
     #[arg(required = true, num_args = 2.., value_names = ["SOURCE", "DESTINATION"])]

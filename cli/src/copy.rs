@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use bb_runtime::sync::Semaphore;
 use futures_util::stream::{self, StreamExt};
 use serde::Serialize;
 
@@ -62,6 +63,8 @@ pub struct Copy<'a> {
     pub options: Options,
     /// For people.
     pub progress: Progress,
+    /// Bytes that pieces of files may take.
+    pub memory: Semaphore,
     files: Cell<u64>,
     directories: Cell<u64>,
     skipped: Cell<u64>,
@@ -98,6 +101,7 @@ pub async fn run(session: &Session, plan: &Plan) -> u64 {
         session,
         options: plan.options,
         progress: Progress::bytes("copy"),
+        memory: Semaphore::new(copy_file::PIECES_BYTES_MAX),
         files: Cell::new(0),
         directories: Cell::new(0),
         skipped: Cell::new(0),
