@@ -134,7 +134,7 @@ impl<'a> Attempt<'a> {
             let bytes = usize::from(range.end - range.start) << self.layout.shape.chunk_log2;
             sizes.extend(vec![bytes; self.sources(&here, &range) + away.len()]);
         }
-        let mut sinks = self.io.take_buffers(&sizes).await;
+        let (mut sinks, _under_way) = self.io.take_for_read(&sizes).await;
         let mut spare = sinks.split_off(here.len());
         let mut race = Race::new(wants);
         race.outputs = spare.split_off(spare.len().saturating_sub(away.len()));
@@ -223,7 +223,8 @@ impl<'a> Attempt<'a> {
         let range = hull(wants);
         let bytes = usize::from(range.end - range.start) << self.layout.shape.chunk_log2;
         let sources = self.layout.shape.geometry.data();
-        let buffers = self.io.take_buffers(&vec![bytes; sources + wants.len()]).await;
+        let sizes = vec![bytes; sources + wants.len()];
+        let (buffers, _under_way) = self.io.take_for_read(&sizes).await;
         let missing: Vec<usize> = wants.iter().map(|w| w.index).collect();
         let blocks = self.reconstruct(&missing, &range, Buffers::All(buffers)).await?;
         let cut = |(want, block): (&Want, Buf)| self.cut(&block, &range, &want.chunks);

@@ -9,7 +9,8 @@ use std::time::Duration;
 use bb_cluster::{Candidate, ClusterMap, DeviceState, layout_over};
 use bb_erasure::Geometry;
 use bb_proto::{DeviceId, Failure, NodeId, PartitionId, ServiceClass};
-use bb_runtime::{BufMut, BufPool, Rt, sync::Semaphore};
+use bb_runtime::sync::{Permit, Semaphore};
+use bb_runtime::{BufMut, BufPool, Rt};
 use bb_transport::{Address, Answer, CallError, CallFuture, Caller, Vitals};
 use futures_util::future::{Either, select};
 
@@ -164,6 +165,10 @@ pub struct PgIo {
     /// Held while an operation takes its buffers. Only one operation at a time holds some and waits
     /// for more; those that hold all of theirs end without taking another (rule 14).
     taking: Semaphore,
+    /// Bytes of buffers that reads may have while they are under way, with all that they compute
+    /// from: whoever waits for buffers must not wait for those of readers that wait, too.
+    pub(crate) reads: Semaphore,
+    pub(crate) reads_bytes_max: u64,
     #[cfg(feature = "planted")]
     pub(crate) trust_crcs: Rc<std::cell::Cell<bool>>,
     #[cfg(feature = "planted")]
@@ -202,6 +207,9 @@ pub async fn while_current(
     }
 }
 
+/// Reads have at least so many bytes of buffers.
+const READS_BYTES_MIN: u64 = 4 << 20;
+
 /// First wait after a refusal or a lost connection; doubles up to [`BACK_OFF_MAX`].
 const BACK_OFF_MIN: Duration = Duration::from_millis(5);
 const BACK_OFF_MAX: Duration = Duration::from_millis(500);
@@ -215,6 +223,7 @@ impl PgIo {
         view: Rc<dyn View>,
         limits: Limits,
     ) -> Self {
+        let reads_bytes_max = (pool.stats().total_bytes / 4).max(READS_BYTES_MIN);
         Self {
             rt,
             pool,
@@ -226,6 +235,8 @@ impl PgIo {
             late_puts: Rc::default(),
             stats: Rc::default(),
             taking: Semaphore::new(1),
+            reads: Semaphore::new(reads_bytes_max),
+            reads_bytes_max,
             #[cfg(feature = "planted")]
             trust_crcs: Rc::default(),
             #[cfg(feature = "planted")]
@@ -257,6 +268,14 @@ impl PgIo {
             });
         }
         taken
+    }
+
+    /// The same for a read, with a permit to be held while it is under way. One that needs more than
+    /// all reads may have goes alone.
+    pub(crate) async fn take_for_read(&self, sizes: &[usize]) -> (Vec<BufMut>, Permit) {
+        let bytes: u64 = sizes.iter().map(|size| *size as u64).sum();
+        let permit = self.reads.acquire(bytes.min(self.reads_bytes_max)).await;
+        (self.take_buffers(sizes).await, permit)
     }
 
     /// Buffers of these sizes if all can be had at once.

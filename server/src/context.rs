@@ -138,14 +138,6 @@ impl Shared {
         self.tick.set(self.tick.get().max(tick));
     }
 
-    /// The address of the primary of a partition, and the configuration number to fence with.
-    pub fn primary(&self, partition: PartitionId) -> Option<(Address, u64)> {
-        let map = self.map();
-        let entry = map.partition(partition)?;
-        let node = map.node(NodeId(entry.primary))?;
-        Some((Address::from(node.address.as_str()), entry.config))
-    }
-
     /// Asks the primary of a partition, and waits for its answer no longer than it is the primary:
     /// a node that was taken down will not say so. What is asked may be asked again.
     ///

@@ -107,13 +107,12 @@ impl BlockStore {
     }
 
     async fn ask(&self, home: PartitionId, keys: &[BlockKey]) -> Option<PgStatusReply> {
-        let (address, config) = self.env.shared.primary(home)?;
         let question =
             PgStatus { pgs: keys.iter().map(|key| key.pg.into()).collect(), settle: true };
         let body = encode(&question);
-        let request = Outgoing::new(Kind::PgStatus, ServiceClass::Reclaim, CALL_DEADLINE, body)
-            .to(home.0, config);
-        let answer = match self.env.caller.call(&address, request).await {
+        let request = Outgoing::new(Kind::PgStatus, ServiceClass::Reclaim, CALL_DEADLINE, body);
+        let env = &self.env;
+        let answer = match env.shared.ask_primary(&env.rt, &*env.caller, home, request).await {
             Ok(answer) => answer,
             Err(error) => {
                 tracing::debug!(%home, %error, "cannot ask about blocks yet");

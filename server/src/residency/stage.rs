@@ -274,13 +274,10 @@ impl Residency {
         partition: &Partition,
         body: Vec<u8>,
     ) -> Result<bb_transport::Answer, CallError> {
-        let home = partition.id();
-        let Some((address, fence)) = self.ctx.shared.primary(home) else {
-            return Err(CallError::Disconnected { maybe_sent: false });
-        };
         let class = ServiceClass::Background;
         let request = Outgoing::new(Kind::Commit, class, COMMIT_DEADLINE, body);
-        self.ctx.caller.call(&address, request.to(home.0, fence)).await
+        let (rt, caller) = (&self.ctx.rt, &*self.ctx.caller);
+        self.ctx.shared.ask_primary(rt, caller, partition.id(), request).await
     }
 
     /// The session of this process's own groups: bit 63, then 23 bits of the node, then 40 of its

@@ -323,14 +323,11 @@ impl Residency {
         if !is_current(partition, job, read, descriptor, expected) {
             return Ok(None);
         }
-        let home = descriptor.pg.home;
-        let Some((address, fence)) = self.ctx.shared.primary(home) else {
-            return Err(Failure::new(Code::Fenced, "home is no partition of this cluster"));
-        };
         let body = encode(&PgStatus { pgs: vec![descriptor.pg.into()], settle: false });
         let class = ServiceClass::Reclaim;
-        let request = Outgoing::new(Kind::PgStatus, class, HOME_DEADLINE, body).to(home.0, fence);
-        let answer = self.ctx.caller.call(&address, request).await;
+        let request = Outgoing::new(Kind::PgStatus, class, HOME_DEADLINE, body);
+        let (rt, caller, home) = (&self.ctx.rt, &*self.ctx.caller, descriptor.pg.home);
+        let answer = self.ctx.shared.ask_primary(rt, caller, home, request).await;
         let answer = answer.map_err(|error| {
             Failure::new(Code::Busy, format!("asking the home of a parity group: {error}"))
         })?;
