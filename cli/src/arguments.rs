@@ -256,10 +256,12 @@ pub enum ClusterCommand {
     /// Nodes, devices, bytes by state, copies of the metadata, Raft.
     ///
     /// Exit status: 0 = everything has its full redundancy and every node is active and reachable;
-    /// 3 = everything is served, but a node is missing, a copy is being filled, or the cluster is too
-    /// small for what it shall survive; 4 = something is not served now; 1 = no server answers (for
-    /// 5 s, or --timeout where that is shorter); 2 = a mistake on the command line. Any server of the
-    /// list will do, also where the first ones are dead.
+    /// 3 = everything is served, but a node is missing, a copy is being filled, a parity group misses a
+    /// block or has two on one node, or the cluster is too small for what it shall survive; 4 =
+    /// something is not served now, or a group misses more blocks than its parity makes up for; 1 = no
+    /// server answers (for 5 s, or --timeout where that is shorter); 2 = a mistake on the command line.
+    /// Any server of the list will do, also where the first ones are dead. (Groups are counted every
+    /// few seconds.)
     ///
     /// State of a node: active; joining (formatted, never started); restarting; no lease (must not
     /// serve now); unreachable (the cluster counts on it, this command cannot reach it); down (others

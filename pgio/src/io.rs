@@ -29,6 +29,10 @@ pub trait View {
     fn slice(&self) -> Option<Rc<str>> {
         None
     }
+    /// Gives back buffers that are only kept for later. False if there are none.
+    fn make_room(&self) -> bool {
+        false
+    }
 }
 
 /// How long to wait for what.
@@ -258,7 +262,10 @@ impl PgIo {
         let _one_at_a_time = self.taking.acquire(1).await;
         let mut taken = Vec::with_capacity(sizes.len());
         for size in sizes {
-            taken.push(self.pool.alloc(*size).await);
+            taken.push(match self.try_buffer(*size) {
+                Some(buffer) => buffer,
+                None => self.pool.alloc(*size).await,
+            });
         }
         taken
     }
@@ -274,6 +281,16 @@ impl PgIo {
     /// Buffers of these sizes if all can be had at once.
     pub(crate) fn try_buffers(&self, sizes: &[usize]) -> Option<Vec<BufMut>> {
         sizes.iter().map(|size| self.pool.try_alloc(*size)).collect()
+    }
+
+    /// A buffer, for which others are given up that are only kept for later.
+    fn try_buffer(&self, size: usize) -> Option<BufMut> {
+        loop {
+            match self.pool.try_alloc(size) {
+                None if self.view.make_room() => {}
+                found => return found,
+            }
+        }
     }
 
     /// Figures.
