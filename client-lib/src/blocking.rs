@@ -419,6 +419,14 @@ impl File {
     /// # Errors
     /// [`Error`] of asynchronous writes.
     pub fn close(self) -> Result<()> {
+        self.close_shared()
+    }
+
+    /// The same where others hold it still: their calls fail with `EBADF` from now on.
+    ///
+    /// # Errors
+    /// [`Error`] of asynchronous writes.
+    pub fn close_shared(&self) -> Result<()> {
         let id = self.id;
         self.shared.shared.call(move |inside| {
             Box::pin(async move {
@@ -428,6 +436,21 @@ impl File {
                 }
             })
         })
+    }
+
+    /// Starts to write back and close, and returns. `done` is called as with
+    /// [`File::start_preadv`].
+    pub fn start_close(&self, done: impl FnOnce(Result<usize>) + Send + 'static) {
+        let id = self.id;
+        let job = move |inside: std::rc::Rc<core::Inside>| -> drive::LocalFuture<'static, _> {
+            Box::pin(async move {
+                match inside.forget_file(id) {
+                    Some(file) => file.close_in_place().await.map(|()| 0),
+                    None => Ok(0),
+                }
+            })
+        };
+        self.shared.shared.call_later(job, Box::new(done));
     }
 }
 
