@@ -253,7 +253,9 @@ impl File {
     pub async fn fsync(&self) -> Result<()> {
         let inner = self.inner();
         inner.flush(&self.node).await?;
+        // What others have made durable shows after this: bytes, and the size.
         self.node.maps.borrow_mut().forget();
+        self.node.size_asked.set(bb_runtime::Instant::ZERO);
         let node = &self.node;
         let raise = node.reached.get();
         let may_write = node.write_capability.get().rights.allows(Rights::WRITE);

@@ -257,11 +257,9 @@ impl OpenFile {
     /// Also of writes long before.
     pub fn fsync(&self) -> Result<()> {
         monitor::FSYNCS.add(1);
-        let synced = match lock(&self.backend).is_some() {
-            true => self.file().and_then(|file| Ok(file.fsync()?)),
-            // Nothing was written in this process.
-            false => Ok(()),
-        };
+        let is_open = lock(&self.backend).is_some();
+        // Else nothing was written in this process.
+        let synced = if is_open { self.file().and_then(|file| Ok(file.fsync()?)) } else { Ok(()) };
         let result = self.check().and(synced);
         if result.is_err() {
             monitor::FAILURES.add(1);
@@ -297,7 +295,8 @@ impl OpenFile {
     /// The same in the background.
     pub fn close_later(&self, done: impl FnOnce(Result<()>) + Send + 'static) {
         let before = self.check();
-        match lock(&self.backend).take() {
+        let backend = lock(&self.backend).take();
+        match backend {
             None => done(before),
             Some(Backend { file, connection }) => {
                 file.start_close(move |result| {
