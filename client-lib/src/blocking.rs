@@ -8,6 +8,8 @@
 
 mod core;
 mod drive;
+mod later;
+mod ring;
 
 use std::sync::Arc;
 
@@ -21,6 +23,8 @@ use crate::options::ClientOptions;
 use drive::Shared;
 
 pub use core::Platform;
+pub use later::RawBuffer;
+pub use ring::{Completion, Ring};
 
 /// A client that many threads may use.
 #[derive(Clone)]
@@ -243,12 +247,34 @@ impl Client {
             .unwrap_or_default()
     }
 
+    /// Writes back everything that any file of the client holds.
+    ///
+    /// # Errors
+    /// The first that there was.
+    pub fn flush(&self) -> Result<()> {
+        as_client!(self, client, client.flush())
+    }
+
     /// Writes back everything and ends the session.
     ///
     /// # Errors
     /// The first error of an asynchronous write.
     pub fn disconnect(self) -> Result<()> {
         as_client!(self, client, client.disconnect())
+    }
+
+    /// The same, and the end of the background thread. Calls that are under way elsewhere, and
+    /// later ones, fail with `ESHUTDOWN`. Only the first call says what was lost.
+    ///
+    /// # Errors
+    /// The first error of an asynchronous write.
+    pub fn shut_down(&self) -> Result<()> {
+        self.shared.shared.stop_and_wait()
+    }
+
+    /// True after a failure of the client itself: no call will succeed any more.
+    pub fn is_broken(&self) -> bool {
+        self.shared.shared.is_broken()
     }
 }
 
@@ -283,6 +309,62 @@ impl File {
     /// [`Error`].
     pub fn pwritev(&self, datas: &[&[u8]], offset: u64) -> Result<usize> {
         as_file!(self, file, file.pwritev(datas, offset))
+    }
+
+    /// Starts to read into several buffers and returns. `done` is called exactly once, on the
+    /// client's background thread, from where it may make any call.
+    ///
+    /// # Safety
+    /// Until `done` is called, the buffers stay writable and nobody else touches them.
+    pub unsafe fn start_preadv(
+        &self,
+        buffers: Vec<RawBuffer>,
+        offset: u64,
+        done: impl FnOnce(Result<usize>) + Send + 'static,
+    ) {
+        let id = self.id;
+        let job = move |inside: std::rc::Rc<core::Inside>| -> drive::LocalFuture<'static, _> {
+            Box::pin(async move {
+                let file = inside.file(id)?;
+                // SAFETY: lent until `done`, which runs after this block is gone.
+                let whole = |b: RawBuffer| unsafe { b.bytes_mut() };
+                let mut outs: Vec<&mut [u8]> = buffers.into_iter().map(whole).collect();
+                file.preadv(&mut outs, offset).await
+            })
+        };
+        self.shared.shared.call_later(job, Box::new(done));
+    }
+
+    /// Starts to write several buffers and returns. `done` is called as with
+    /// [`File::start_preadv`].
+    ///
+    /// # Safety
+    /// Until `done` is called, the buffers stay readable and nobody changes them.
+    pub unsafe fn start_pwritev(
+        &self,
+        buffers: Vec<RawBuffer>,
+        offset: u64,
+        done: impl FnOnce(Result<usize>) + Send + 'static,
+    ) {
+        let id = self.id;
+        let job = move |inside: std::rc::Rc<core::Inside>| -> drive::LocalFuture<'static, _> {
+            Box::pin(async move {
+                let file = inside.file(id)?;
+                // SAFETY: as above.
+                let whole = |b: RawBuffer| unsafe { b.bytes() };
+                let datas: Vec<&[u8]> = buffers.into_iter().map(whole).collect();
+                file.pwritev(&datas, offset).await
+            })
+        };
+        self.shared.shared.call_later(job, Box::new(done));
+    }
+
+    /// Size as this client sees it, without asking.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn size_hint(&self) -> Result<u64> {
+        as_file!(self, file, async { Ok::<u64, Error>(file.size_hint()) })
     }
 
     /// Returns when everything written is durable and visible.
@@ -337,6 +419,14 @@ impl File {
     /// # Errors
     /// [`Error`] of asynchronous writes.
     pub fn close(self) -> Result<()> {
+        self.close_shared()
+    }
+
+    /// The same where others hold it still: their calls fail with `EBADF` from now on.
+    ///
+    /// # Errors
+    /// [`Error`] of asynchronous writes.
+    pub fn close_shared(&self) -> Result<()> {
         let id = self.id;
         self.shared.shared.call(move |inside| {
             Box::pin(async move {
@@ -346,6 +436,21 @@ impl File {
                 }
             })
         })
+    }
+
+    /// Starts to write back and close, and returns. `done` is called as with
+    /// [`File::start_preadv`].
+    pub fn start_close(&self, done: impl FnOnce(Result<usize>) + Send + 'static) {
+        let id = self.id;
+        let job = move |inside: std::rc::Rc<core::Inside>| -> drive::LocalFuture<'static, _> {
+            Box::pin(async move {
+                match inside.forget_file(id) {
+                    Some(file) => file.close_in_place().await.map(|()| 0),
+                    None => Ok(0),
+                }
+            })
+        };
+        self.shared.shared.call_later(job, Box::new(done));
     }
 }
 

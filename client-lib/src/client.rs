@@ -85,7 +85,11 @@ impl Client {
             Link::connect(rt.clone(), pool.clone(), caller.clone(), addresses, &options).await?;
         let cache = link.cache().clone();
         let session = Session::open(link.clone(), options.clone()).await?;
-        let limits = Limits { give_up: options.command_timeout, ..Limits::default() };
+        let limits = Limits {
+            give_up: options.command_timeout,
+            deterministic: options.deterministic,
+            ..Limits::default()
+        };
         let io = PgIo::new(rt, pool, caller, Rc::new(link.clone()), limits);
         let inner = Inner {
             link,
@@ -142,6 +146,14 @@ impl Client {
     /// The cluster map.
     pub fn map(&self) -> Rc<bb_cluster::ClusterMap> {
         self.inner.link.map()
+    }
+
+    /// Writes back everything that any file of the client holds.
+    ///
+    /// # Errors
+    /// The first that there was.
+    pub async fn flush(&self) -> Result<()> {
+        self.inner.flush_all().await
     }
 
     /// Writes back everything and ends the session.

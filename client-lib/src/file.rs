@@ -16,6 +16,9 @@ use crate::link::Ask;
 use crate::namespace::clean;
 use crate::node::{Node, Opened};
 
+/// Buffers of one vectored read that are filled from one read, in bytes.
+const GATHERED_BYTES_MAX: usize = 1 << 20;
+
 /// An open file. Close it: what is dropped without is closed in the background, its errors lost.
 pub struct File {
     pub(crate) client: Client,
@@ -184,12 +187,29 @@ impl File {
     /// [`Error`].
     pub async fn preadv(&self, outs: &mut [&mut [u8]], offset: u64) -> Result<usize> {
         let mut done = 0;
-        for out in outs {
-            let read = self.pread(out, offset + done as u64).await?;
+        let mut rest = outs;
+        while !rest.is_empty() {
+            // Small buffers share a read: a copy costs less than a request for each.
+            let (mut count, mut wanted) = (1, rest[0].len());
+            while count < rest.len() && wanted + rest[count].len() <= GATHERED_BYTES_MAX {
+                wanted += rest[count].len();
+                count += 1;
+            }
+            let (now, later) = rest.split_at_mut(count);
+            let read = match now {
+                [out] => self.pread(out, offset + done as u64).await?,
+                several => {
+                    let mut bytes = vec![0; wanted];
+                    let read = self.pread(&mut bytes, offset + done as u64).await?;
+                    scatter(&bytes[..read], several);
+                    read
+                }
+            };
             done += read;
-            if read < out.len() {
+            if read < wanted {
                 break;
             }
+            rest = later;
         }
         Ok(done)
     }
@@ -233,7 +253,9 @@ impl File {
     pub async fn fsync(&self) -> Result<()> {
         let inner = self.inner();
         inner.flush(&self.node).await?;
+        // What others have made durable shows after this: bytes, and the size.
         self.node.maps.borrow_mut().forget();
+        self.node.size_asked.set(bb_runtime::Instant::ZERO);
         let node = &self.node;
         let raise = node.reached.get();
         let may_write = node.write_capability.get().rights.allows(Rights::WRITE);
@@ -374,6 +396,15 @@ async fn close(inner: Rc<Inner>, node: Rc<Node>, opened: Rc<Opened>) -> Result<(
         // Nothing is open there any more: as good as closed.
         Err(error) if error.is(bb_proto::Code::NoSession) && raise == 0 => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+/// Fills buffers one after the other.
+fn scatter(mut bytes: &[u8], outs: &mut [&mut [u8]]) {
+    for out in outs {
+        let (now, later) = bytes.split_at(out.len().min(bytes.len()));
+        out[..now.len()].copy_from_slice(now);
+        bytes = later;
     }
 }
 

@@ -86,7 +86,8 @@ impl Link {
             command_timeout: options.command_timeout,
             slice: options.slice.as_deref().map(Rc::from),
         }));
-        let give_up = link.give_up();
+        let limit = options.connect_timeout.unwrap_or(options.command_timeout);
+        let give_up = link.rt().now() + limit;
         for attempt in 0.. {
             match link.fetch_map().await {
                 Ok(()) => break,

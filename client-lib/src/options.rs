@@ -23,6 +23,11 @@ pub struct ClientOptions {
     pub slice: Option<String>,
     /// How long a call waits for a cluster that does not answer, or for space.
     pub command_timeout: Duration,
+    /// How long the first connection may take; as long as a call where there is none.
+    pub connect_timeout: Option<Duration>,
+    /// Where new blocks go: by rendezvous (true) or to the least loaded of two (false); as the
+    /// cluster's map says where there is none.
+    pub deterministic: Option<bool>,
     /// How long one request waits for its answer before it is sent again.
     pub request_timeout: Duration,
     /// Bytes of written data, unsealed and sealed, that the cluster has not acknowledged yet.
@@ -50,6 +55,8 @@ impl Default for ClientOptions {
             geometry: None,
             slice: None,
             command_timeout: Duration::from_secs(600),
+            connect_timeout: None,
+            deterministic: None,
             request_timeout: Duration::from_secs(10),
             write_back_bytes: 64 << 20,
             sealed_per_file_max: 4,

@@ -48,6 +48,8 @@ pub struct Limits {
     pub busy_max: Duration,
     /// Without enough devices that answer, reading or writing a group fails after this.
     pub give_up: Duration,
+    /// How devices are chosen; as the map says where there is none.
+    pub deterministic: Option<bool>,
 }
 
 impl Default for Limits {
@@ -58,6 +60,7 @@ impl Default for Limits {
             get_timeout: Duration::from_secs(5),
             busy_max: Duration::from_secs(2),
             give_up: Duration::from_secs(60),
+            deterministic: None,
         }
     }
 }

@@ -325,7 +325,7 @@ impl<'a> Round<'a> {
         let (io, map, now) = (self.io, self.io.view.map(), self.io.rt.now());
         let all = io.candidates();
         let rules = Rules {
-            placement: if map.deterministic {
+            placement: if io.limits.deterministic.unwrap_or(map.deterministic) {
                 Placement::Deterministic
             } else {
                 Placement::LeastLoaded

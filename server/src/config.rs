@@ -150,6 +150,9 @@ struct RawConfig {
     bfs: Spanned<RawBfs>,
     #[serde(default)]
     cluster: RawCluster,
+    /// The client library's, which reads the same file.
+    #[serde(default, rename = "client")]
+    _client: serde::de::IgnoredAny,
 }
 
 #[derive(Deserialize)]

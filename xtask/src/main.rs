@@ -4,6 +4,8 @@ mod cargo;
 mod checks;
 mod demo;
 mod fuzz;
+mod headers;
+mod install;
 mod man;
 mod sim;
 mod step;
@@ -32,6 +34,10 @@ enum Command {
     Demo(demo::Arguments),
     /// Write man pages and completions (target/man, target/completions)
     Man,
+    /// Build and install programs, the client library, its headers and man pages
+    Install(install::Arguments),
+    /// Generate client-lib/c-api/include/bb_client.h (needs cbindgen)
+    Headers,
     /// Run all tests and checks (what CI runs)
     Test(test::Arguments),
     /// Kill, stop and cut off real servers at random, under clients that compare (root)
@@ -52,6 +58,8 @@ fn main() -> ExitCode {
         Command::Help => help(),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Man => man::run(),
+        Command::Install(arguments) => install::run(&arguments),
+        Command::Headers => headers::run(),
         Command::Test(arguments) => test::run(&arguments),
         Command::Thrash(arguments) => thrash::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),

@@ -2,15 +2,18 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::mem::ManuallyDrop;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::thread::{self, Thread};
+use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
 use super::core::{Core, Inside, Platform};
+use super::later::Later;
 use super::stopped;
 use crate::error::{Error, Result};
 use crate::options::ClientOptions;
@@ -19,10 +22,10 @@ use crate::options::ClientOptions;
 /// call after the other shall not push it away each time.
 const QUIET: Duration = Duration::from_millis(1);
 
-type LocalFuture<'a, R> = Pin<Box<dyn Future<Output = R> + 'a>>;
+pub(super) type LocalFuture<'a, R> = Pin<Box<dyn Future<Output = R> + 'a>>;
 
 /// What a caller wants done.
-trait Job: Send {
+pub(super) trait Job: Send {
     /// Makes the future, on the leading thread.
     fn begin(self: Box<Self>, inside: Rc<Inside>) -> LocalFuture<'static, ()>;
 }
@@ -34,6 +37,12 @@ pub(crate) struct Shared {
     turn: Mutex<Turn>,
     /// The background thread waits here.
     idle: Condvar,
+    /// A panic has ended the executor. What it held is never touched again.
+    broken: AtomicBool,
+    /// Requests whose caller does not wait.
+    pub(super) later: Later,
+    /// The background thread, for whoever waits for its end.
+    background: Mutex<Option<JoinHandle<Result<()>>>>,
 }
 
 #[derive(Default)]
@@ -41,6 +50,8 @@ struct Inbox {
     jobs: VecDeque<Box<dyn Job>>,
     /// Of the leader.
     waker: Option<Waker>,
+    /// Nobody takes jobs out any more.
+    closed: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -66,27 +77,8 @@ struct Slot<R> {
     caller: Thread,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A panic while the executor is driven would leave the stacks that calls have lent to it.
-struct AbortOnUnwind {
-    unwinding_before: bool,
-}
-
-impl AbortOnUnwind {
-    fn new() -> Self {
-        Self { unwinding_before: thread::panicking() }
-    }
-}
-
-impl Drop for AbortOnUnwind {
-    fn drop(&mut self) {
-        if thread::panicking() && !self.unwinding_before {
-            std::process::abort();
-        }
-    }
 }
 
 /// Tells the caller that its job has ended, finished or dropped.
@@ -174,13 +166,33 @@ impl Shared {
             inbox: Mutex::default(),
             turn: Mutex::new(turn),
             idle: Condvar::new(),
+            broken: AtomicBool::new(false),
+            later: Later::default(),
+            background: Mutex::default(),
         });
         let background = shared.clone();
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("burstbay".into())
             .spawn(move || background.run_background())
             .map_err(|error| Error::errno_of(libc::EAGAIN, error.to_string()))?;
+        *lock(&shared.background) = Some(thread);
         Ok(shared)
+    }
+
+    /// Stops and waits for the end: what was lost, if anything. Only the first caller learns it; so
+    /// does nobody where the background thread itself calls, from a callback.
+    pub fn stop_and_wait(&self) -> Result<()> {
+        self.stop();
+        let Some(thread) = lock(&self.background).take() else { return Ok(()) };
+        if thread.thread().id() == thread::current().id() {
+            return Ok(());
+        }
+        thread.join().unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// True where a panic ended the executor: nothing will work any more.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
     }
 
     /// The background thread ends, and the executor with it.
@@ -196,17 +208,32 @@ impl Shared {
     }
 
     fn submit(&self, job: Box<dyn Job>) {
-        let waker = {
-            let mut inbox = lock(&self.inbox);
-            inbox.jobs.push_back(job);
-            inbox.waker.clone()
-        };
+        self.submit_all(std::iter::once(job));
+    }
+
+    /// Queues jobs for the leader. Where none will ever be carried out any more, they are dropped
+    /// at once, which tells whoever waits for them.
+    pub(super) fn submit_all(&self, jobs: impl Iterator<Item = Box<dyn Job>>) {
+        let mut inbox = lock(&self.inbox);
+        if inbox.closed {
+            drop(inbox);
+            jobs.for_each(drop);
+            return;
+        }
+        inbox.jobs.extend(jobs);
+        let waker = inbox.waker.clone();
+        drop(inbox);
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    fn wake_leader(&self) {
+    /// The background thread looks at once: there is something that no caller drives.
+    pub(super) fn wake_background(&self) {
+        self.idle.notify_one();
+    }
+
+    pub(super) fn wake_leader(&self) {
         let waker = lock(&self.inbox).waker.clone();
         if let Some(waker) = waker {
             waker.wake();
@@ -229,22 +256,26 @@ impl Shared {
         // SAFETY: the job and its future may hold borrows of `'a`, and must be gone before this
         // function is left. It is left only once `done` is set. That is done by the drop of
         // `finish`, which stands behind the job in `Lent` and behind the future in `Running`, so
-        // that these are dropped first, whether they end or are given up. An unwinding out of this
-        // function ends the process (`AbortOnUnwind`). What outlives it of `Running` is its empty
-        // box. Only lifetimes are changed.
+        // that these are dropped first, whether they end or are given up. What outlives it of
+        // `Running` is its empty box. Or it is left once `broken` is set: by then jobs that had not
+        // begun are dropped (`break_down`), and futures that had lie in an executor that nobody
+        // polls or drops any more, so that what they borrowed is not touched again. Nothing in
+        // between unwinds: a panic of the executor is caught where it is driven. Only lifetimes
+        // are changed.
         let job = unsafe { forget_lifetime(job) };
-        let _no_unwinding = AbortOnUnwind::new();
         self.submit(Box::new(Lent { job, finish }));
-        self.wait(&slot);
+        self.wait(|| slot.done.load(Ordering::Acquire));
         let result = lock(&slot.result).take();
         result.unwrap_or_else(|| Err(stopped()))
     }
 
-    /// Leads or follows until the slot is filled.
-    fn wait<R>(&self, slot: &Slot<R>) {
+    /// Leads or follows until `done`, or until nothing will be done any more. Whoever makes it true
+    /// unparks this thread and wakes the leader.
+    pub(super) fn wait(&self, done: impl Fn() -> bool) {
         let mut ticket = None;
+        let enough = || done() || self.is_broken();
         loop {
-            if slot.done.load(Ordering::Acquire) {
+            if enough() {
                 self.leave_queue(ticket);
                 return;
             }
@@ -268,13 +299,13 @@ impl Shared {
             };
             if lead {
                 self.leave_queue(ticket.take());
-                self.drive(|| slot.done.load(Ordering::Acquire));
+                self.drive(enough);
                 self.hand_over();
                 continue;
             }
             // The background thread gives way when it sees somebody waiting.
             self.wake_leader();
-            if !slot.done.load(Ordering::Acquire) && lock(&self.turn).leader != Leader::Nobody {
+            if !enough() && lock(&self.turn).leader != Leader::Nobody {
                 thread::park();
             }
         }
@@ -299,39 +330,81 @@ impl Shared {
         turn.leader = Leader::Nobody;
         if let Some((_, next)) = turn.waiting.first() {
             next.unpark();
+        } else if self.later.is_urgent() {
+            self.wake_background();
         }
     }
 
     /// Drives the executor until `enough`. Only for the leader.
     fn drive(&self, enough: impl Fn() -> bool) {
-        let _no_unwinding = AbortOnUnwind::new();
-        let core = lock(&self.core);
-        let Some(core) = &*core else {
-            // Stopped: whatever is queued ends here.
-            let jobs = std::mem::take(&mut lock(&self.inbox).jobs);
-            drop(jobs);
+        let mut core = lock(&self.core);
+        let Some(driven) = &*core else {
+            drop(core);
+            self.close_inbox();
             return;
         };
-        let rt = core.executor.rt();
-        core.executor.block_on(std::future::poll_fn(|cx| {
-            // First the waker, then the look: what comes in between wakes us again.
-            let jobs = {
-                let mut inbox = lock(&self.inbox);
-                inbox.waker = Some(cx.waker().clone());
-                std::mem::take(&mut inbox.jobs)
-            };
-            for job in jobs {
-                rt.spawn(job.begin(core.inside.clone()));
-            }
-            if enough() { Poll::Ready(()) } else { Poll::Pending }
-        }));
+        let drive = || {
+            let rt = driven.executor.rt();
+            driven.executor.block_on(std::future::poll_fn(|cx| {
+                // First the waker, then the look: what comes in between wakes us again.
+                let jobs = {
+                    let mut inbox = lock(&self.inbox);
+                    inbox.waker = Some(cx.waker().clone());
+                    std::mem::take(&mut inbox.jobs)
+                };
+                for job in jobs {
+                    rt.spawn(job.begin(driven.inside.clone()));
+                }
+                if enough() { Poll::Ready(()) } else { Poll::Pending }
+            }));
+        };
+        if catch_unwind(AssertUnwindSafe(drive)).is_err() {
+            // Its tasks hold what callers have lent them, and it may be anywhere.
+            let _never_dropped = core.take().map(ManuallyDrop::new);
+            drop(core);
+            self.break_down();
+        }
     }
 
-    fn run_background(&self) {
+    /// A panic has ended the executor: everybody who waits learns it.
+    fn break_down(&self) {
+        tracing::error!("the client has failed; its calls end with an error from now on");
+        self.close_inbox();
+        self.broken.store(true, Ordering::Release);
+        self.later.fail_all();
+        for (_, thread) in &lock(&self.turn).waiting {
+            thread.unpark();
+        }
+        self.wake_background();
+    }
+
+    /// Nobody will take jobs out any more: whatever is queued ends here.
+    fn close_inbox(&self) {
+        let jobs = {
+            let mut inbox = lock(&self.inbox);
+            inbox.closed = true;
+            inbox.waker = None;
+            std::mem::take(&mut inbox.jobs)
+        };
+        drop(jobs);
+    }
+
+    fn run_background(&self) -> Result<()> {
         let mut calls_seen = 0;
         loop {
+            self.later.run_callbacks();
             let mut turn = lock(&self.turn);
-            while !turn.stop && (turn.leader != Leader::Nobody || turn.calls != calls_seen) {
+            loop {
+                if turn.stop || self.later.has_callbacks() {
+                    break;
+                }
+                // A program that makes one call after the other drives by itself, unless there is
+                // something that it does not wait for.
+                let quiet = turn.calls == calls_seen || self.later.is_urgent();
+                let free = turn.leader == Leader::Nobody && turn.waiting.is_empty();
+                if quiet && free && !self.is_broken() {
+                    break;
+                }
                 calls_seen = turn.calls;
                 let waited = self.idle.wait_timeout(turn, QUIET);
                 turn = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -339,26 +412,45 @@ impl Shared {
             if turn.stop {
                 break;
             }
+            if self.later.has_callbacks() {
+                continue;
+            }
             turn.leader = Leader::Background;
             drop(turn);
             self.drive(|| {
                 let turn = lock(&self.turn);
-                turn.stop || !turn.waiting.is_empty()
+                turn.stop || !turn.waiting.is_empty() || self.later.has_callbacks()
             });
             self.hand_over();
         }
-        // Nobody can call any more: the last handle is gone. Closes what is open.
+        self.end()
+    }
+
+    /// The end of the background thread: nobody calls any more, or nobody shall. Closes what is
+    /// open.
+    fn end(&self) -> Result<()> {
         let core = lock(&self.core).take();
+        let mut ended = Ok(());
         if let Some(core) = core {
-            let jobs = std::mem::take(&mut lock(&self.inbox).jobs);
+            let jobs = {
+                let mut inbox = lock(&self.inbox);
+                inbox.closed = true;
+                inbox.waker = None;
+                std::mem::take(&mut inbox.jobs)
+            };
             let rt = core.executor.rt();
             for job in jobs {
                 rt.spawn(job.begin(core.inside.clone()));
             }
             let client = core.inside.client.clone();
-            if let Err(error) = core.executor.block_on(client.disconnect()) {
+            ended = core.executor.block_on(client.disconnect());
+            if let Err(error) = &ended {
                 tracing::warn!(%error, "written data was lost when the client was dropped");
             }
         }
+        // Those that were under way were dropped with the executor, and their callbacks wait here.
+        self.later.fail_all();
+        self.later.run_callbacks();
+        ended
     }
 }

@@ -195,9 +195,10 @@ impl Residency {
             2 => Force::Theirs,
             _ => return Err(invalid("force is 0, 1 or 2")),
         };
-        // Who may read may move bytes; who may write may throw some away.
+        // Who may read or write may move bytes; who may write may throw some away.
         let throws_away = residency == Kind::PurgeDirty || force != Force::Stop;
-        let rights = if throws_away { Rights::WRITE } else { Rights::READ };
+        let writes = capability.rights.allows(Rights::WRITE);
+        let rights = if throws_away || writes { Rights::WRITE } else { Rights::READ };
         check_capability(&capability, rights, &request.peer)?;
         if self.parts.partition_of(capability.fid, RegionIndex(0)) != partition.id() {
             return Err(invalid("the file belongs to another partition"));

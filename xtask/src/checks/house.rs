@@ -21,6 +21,7 @@ const MAY_KNOW: &[(&str, &str)] = &[
     ("pgio", "proto runtime erasure rdma-transport cluster"),
     ("server", "proto runtime erasure nvme commitlog rdma-transport consensus cluster pgio"),
     ("client-lib", "proto runtime erasure rdma-transport cluster pgio"),
+    ("client-lib/c-api", "proto erasure client-lib"),
     ("fuse", "proto runtime client-lib"),
     ("cli", "proto runtime client-lib"),
     // Benchmarks measure the parts too, not only the client.
