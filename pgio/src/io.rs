@@ -253,7 +253,8 @@ impl PgIo {
         self.trust_crcs.set(true);
     }
 
-    /// Deliberate error: an operation that holds blocks waits for buffers for the others.
+    /// Deliberate error: an operation that holds blocks waits for buffers for the others, and as many
+    /// are under way as there are.
     #[cfg(feature = "planted")]
     pub fn plant_hold_and_wait(&self) {
         self.hold_and_wait.set(true);
@@ -277,6 +278,8 @@ impl PgIo {
     /// all reads may have goes alone.
     pub(crate) async fn take_for_read(&self, sizes: &[usize]) -> (Vec<BufMut>, Permit) {
         let bytes: u64 = sizes.iter().map(|size| *size as u64).sum();
+        #[cfg(feature = "planted")]
+        let bytes = if self.hold_and_wait.get() { 0 } else { bytes };
         let permit = self.reads.acquire(bytes.min(self.reads_bytes_max)).await;
         (self.take_buffers(sizes).await, permit)
     }
