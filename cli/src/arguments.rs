@@ -98,7 +98,7 @@ pub struct Cp {
     #[arg(long)]
     pub fsync: bool,
     /// Files under way at the same time
-    #[arg(long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "COUNT", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: u16,
     /// What to copy, then where to
     #[arg(required = true, num_args = 2.., value_names = ["SOURCE", "DESTINATION"])]
@@ -256,10 +256,12 @@ pub enum ClusterCommand {
     /// Nodes, devices, bytes by state, copies of the metadata, Raft.
     ///
     /// Exit status: 0 = everything has its full redundancy and every node is active and reachable;
-    /// 3 = everything is served, but a node is missing, a copy is being filled, or the cluster is too
-    /// small for what it shall survive; 4 = something is not served now; 1 = no server answers (for
-    /// 5 s, or --timeout where that is shorter); 2 = a mistake on the command line. Any server of the
-    /// list will do, also where the first ones are dead.
+    /// 3 = everything is served, but a node is missing, a copy is being filled, a parity group misses a
+    /// block or has two on one node, or the cluster is too small for what it shall survive; 4 =
+    /// something is not served now, or a group misses more blocks than its parity makes up for; 1 = no
+    /// server answers (for 5 s, or --timeout where that is shorter); 2 = a mistake on the command line.
+    /// Any server of the list will do, also where the first ones are dead. (Groups are counted every
+    /// few seconds.)
     ///
     /// State of a node: active; joining (formatted, never started); restarting; no lease (must not
     /// serve now); unreachable (the cluster counts on it, this command cannot reach it); down (others

@@ -1,9 +1,11 @@
 //! `bbctl cp`: what goes where, directories first, then files, many at a time.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use bb_runtime::sync::Semaphore;
 use futures_util::stream::{self, StreamExt};
 use serde::Serialize;
 
@@ -36,6 +38,19 @@ pub struct Options {
     jobs: usize,
 }
 
+/// One source: what it consists of, and where it goes.
+struct Tree<'s> {
+    source: &'s Side,
+    destination: Side,
+    entries: Vec<Entry>,
+}
+
+impl Tree<'_> {
+    fn of(&self, kind: Kind) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |entry| entry.kind == kind)
+    }
+}
+
 /// What `--json` prints at the end.
 #[derive(Serialize)]
 struct Summary {
@@ -62,6 +77,10 @@ pub struct Copy<'a> {
     pub options: Options,
     /// For people.
     pub progress: Progress,
+    /// Bytes that pieces of files may take.
+    pub memory: Semaphore,
+    /// Directories that `--parents` made.
+    ways: RefCell<BTreeSet<Side>>,
     files: Cell<u64>,
     directories: Cell<u64>,
     skipped: Cell<u64>,
@@ -98,6 +117,8 @@ pub async fn run(session: &Session, plan: &Plan) -> u64 {
         session,
         options: plan.options,
         progress: Progress::bytes("copy"),
+        memory: Semaphore::new(copy_file::PIECES_BYTES_MAX),
+        ways: RefCell::default(),
         files: Cell::new(0),
         directories: Cell::new(0),
         skipped: Cell::new(0),
@@ -109,20 +130,13 @@ pub async fn run(session: &Session, plan: &Plan) -> u64 {
         copy.complain(format!("target '{}' is not a directory", plan.destination.shown()));
         return session.failures();
     }
+    let mut trees = Vec::new();
     for source in &plan.sources {
-        let destination = match (into, source.name()) {
-            (true, Some(name)) if plan.options.parents => {
-                let above = source.above();
-                if !copy.make_way(&plan.destination, &above).await {
-                    continue;
-                }
-                plan.destination.join(&above).join(&name)
-            }
-            (true, Some(name)) => plan.destination.join(&name),
-            _ => plan.destination.clone(),
-        };
-        copy.tree(source, &destination).await;
+        if let Some(destination) = copy.destination_of(source, plan, into).await {
+            trees.extend(copy.find(source, destination).await);
+        }
     }
+    copy.trees(&trees).await;
     if session.json {
         copy.summarize();
     }
@@ -146,7 +160,21 @@ impl Copy<'_> {
         }
     }
 
-    async fn tree(&self, source: &Side, destination: &Side) {
+    /// Where a source goes. Nothing if the way there can't be made.
+    async fn destination_of(&self, source: &Side, plan: &Plan, into: bool) -> Option<Side> {
+        match (into, source.name()) {
+            (true, Some(name)) if plan.options.parents => {
+                let above = source.above();
+                let made = self.make_way(&plan.destination, &above).await;
+                made.then(|| plan.destination.join(&above).join(&name))
+            }
+            (true, Some(name)) => Some(plan.destination.join(&name)),
+            _ => Some(plan.destination.clone()),
+        }
+    }
+
+    /// What a source consists of.
+    async fn find<'s>(&self, source: &'s Side, destination: Side) -> Option<Tree<'s>> {
         let before = self.session.failures();
         let entries = self.walk(source).await;
         if self.session.failures() == before
@@ -154,29 +182,57 @@ impl Copy<'_> {
             && entries.first().is_some_and(|root| root.kind == Kind::Directory)
         {
             self.complain(format!("-r not specified; omitting directory '{}'", source.shown()));
-            return;
+            return None;
         }
-        let is = |kind: Kind| entries.iter().filter(move |entry| entry.kind == kind);
-        let sizes = is(Kind::File).filter_map(|entry| entry.attributes).map(|facts| facts.size);
-        self.progress.more(sizes.sum());
-        for link in is(Kind::Link).chain(is(Kind::Other)) {
+        let tree = Tree { source, destination, entries };
+        let sizes = tree.of(Kind::File).filter_map(|entry| entry.attributes);
+        self.progress.more(sizes.map(|facts| facts.size).sum());
+        for link in tree.of(Kind::Link).chain(tree.of(Kind::Other)) {
             self.skipped.set(self.skipped.get() + 1);
             if link.relative.is_empty() {
                 self.complain(format!("'{}' is not a regular file", source.shown()));
             }
         }
-        let mut directories: Vec<&Entry> = is(Kind::Directory).collect();
-        directories.sort_by_key(|entry| entry.depth());
-        self.make_directories(&directories, destination).await;
-        stream::iter(is(Kind::File))
-            .for_each_concurrent(self.options.jobs, async |entry| {
-                self.file(entry, source, destination).await;
+        Some(tree)
+    }
+
+    /// Copies all of them at the same time: many small sources are as fast as a large one.
+    async fn trees(&self, trees: &[Tree<'_>]) {
+        let all = |kind| trees.iter().flat_map(move |tree| tree.of(kind).map(move |e| (tree, e)));
+        let mut directories: Vec<(Side, &Entry)> = all(Kind::Directory)
+            .map(|(tree, entry)| (tree.destination.join(&entry.relative), entry))
+            .collect();
+        directories.sort_by_key(|(at, _)| at.depth());
+        let levels: Vec<_> =
+            directories.chunk_by(|(a, _), (b, _)| a.depth() == b.depth()).collect();
+        for level in &levels {
+            self.make_directories(level).await;
+        }
+        let mut taken = BTreeSet::new();
+        let files = all(Kind::File).filter(|(tree, entry)| {
+            let to = tree.destination.join(&entry.relative);
+            // One source can't name a file twice.
+            let free = trees.len() == 1 || taken.insert(to.clone());
+            if !free {
+                let (from, to) = (tree.source.join(&entry.relative).shown(), to.shown());
+                self.complain(format!("will not overwrite just-created '{to}' with '{from}'"));
+            }
+            free
+        });
+        stream::iter(files)
+            .for_each_concurrent(self.options.jobs, async |(tree, entry)| {
+                self.file(entry, tree.source, &tree.destination).await;
             })
             .await;
         if self.options.preserve {
-            // Children change their parent's time: the deepest first.
-            for entry in directories.iter().rev() {
-                self.finish_directory(entry, destination).await;
+            // Making children changes their parent's time, and a parent may become one that
+            // nobody passes: at the end, and the deepest first.
+            for level in levels.iter().rev() {
+                stream::iter(level.iter())
+                    .for_each_concurrent(NAMES_IN_FLIGHT, async |(at, entry)| {
+                        self.finish_directory(entry, at).await;
+                    })
+                    .await;
             }
         }
         let skipped = self.skipped.get();
@@ -214,6 +270,9 @@ impl Copy<'_> {
         let ends = (1..=relative.len()).filter(|&end| relative.get(end).is_none_or(|b| *b == b'/'));
         for end in ends {
             let at = root.join(&relative[..end]);
+            if !self.ways.borrow_mut().insert(at.clone()) {
+                continue;
+            }
             if let Err(why) = self.make_directory(&at, 0o755).await {
                 self.complain(format!("cannot create directory '{}': {why}", at.shown()));
                 return false;
@@ -222,22 +281,19 @@ impl Copy<'_> {
         true
     }
 
-    async fn make_directories(&self, directories: &[&Entry], destination: &Side) {
-        for level in directories.chunk_by(|a, b| a.depth() == b.depth()) {
-            stream::iter(level)
-                .for_each_concurrent(NAMES_IN_FLIGHT, async |entry| {
-                    let at = destination.join(&entry.relative);
-                    let mode = entry.attributes.map_or(0o755, |facts| facts.mode);
-                    match self.make_directory(&at, mode).await {
-                        Ok(()) => self.directories.set(self.directories.get() + 1),
-                        Err(why) => {
-                            let shown = at.shown();
-                            self.complain(format!("cannot create directory '{shown}': {why}"));
-                        }
+    /// Makes directories that are equally deep.
+    async fn make_directories(&self, level: &[(Side, &Entry)]) {
+        stream::iter(level)
+            .for_each_concurrent(NAMES_IN_FLIGHT, async |(at, entry)| {
+                let mode = entry.attributes.map_or(0o755, |facts| facts.mode);
+                match self.make_directory(at, mode).await {
+                    Ok(()) => self.directories.set(self.directories.get() + 1),
+                    Err(why) => {
+                        self.complain(format!("cannot create directory '{}': {why}", at.shown()));
                     }
-                })
-                .await;
-        }
+                }
+            })
+            .await;
     }
 
     async fn make_directory(&self, at: &Side, mode: u32) -> Result<(), String> {
@@ -258,10 +314,9 @@ impl Copy<'_> {
         }
     }
 
-    async fn finish_directory(&self, entry: &Entry, destination: &Side) {
+    async fn finish_directory(&self, entry: &Entry, at: &Side) {
         let Some(facts) = entry.attributes else { return };
-        let at = destination.join(&entry.relative);
-        let result = match &at {
+        let result = match at {
             Side::Buffer(path) => self.finish_in_buffer(path, &facts).await,
             Side::Local(path) => finish_locally(path, &facts),
         };

@@ -16,8 +16,10 @@ use crate::session::Session;
 use crate::side::Side;
 use crate::tree::Facts;
 
-/// Bytes read at once: half a parity group, and little enough for 32 files at a time.
+/// Bytes read at once: half a parity group.
 const PIECE_BYTES: usize = 1 << 20;
+/// Memory for pieces: of 32 large files, or of as many small ones as may be under way.
+pub const PIECES_BYTES_MAX: u64 = 64 << 20;
 
 /// An open file on either side.
 enum Open {
@@ -28,6 +30,9 @@ enum Open {
 /// Copies a file. An error is a sentence.
 pub async fn copy(run: &Copy<'_>, from: &Side, to: &Side, facts: &Facts) -> Result<(), String> {
     let session = run.session;
+    // One piece is read while another is written.
+    let pieces = facts.size.saturating_add(1).min(PIECE_BYTES as u64) * 2;
+    let _memory = run.memory.acquire(pieces).await;
     let about = |what: &str, side: &Side, why: &str| format!("{what} '{}': {why}", side.shown());
     let reader = open_source(session, from).await;
     let reader = reader.map_err(|why| about("cannot open", from, &why))?;

@@ -1,10 +1,13 @@
 //! A connection for the length of one command.
 
 use std::cell::Cell;
+use std::pin::pin;
+use std::time::Duration;
 
 use bb_client::{Client, ClientOptions};
 use bb_proto::meta::Credentials;
 use bb_runtime::{Instant, Rt, ThreadPool};
+use futures_util::future::{Either, select};
 
 use crate::arguments::Connection;
 use crate::output::client_error;
@@ -13,6 +16,9 @@ use crate::pauses::Pauses;
 /// Memory for payload: a quarter of it is the bound of what is written and not acknowledged.
 const POOL_BYTES: usize = 256 << 20;
 const POOL_WRITE_BACK_BYTES: u64 = 64 << 20;
+
+/// A connection that takes longer is spoken of.
+const QUIET: Duration = Duration::from_secs(3);
 
 /// What a command works with.
 pub struct Session {
@@ -53,8 +59,8 @@ impl Session {
         executor.block_on(async {
             let options = options(connection);
             let servers = &connection.servers;
-            let client = Client::connect_tcp(&executor, &ring, servers, options, POOL_BYTES).await;
-            let client = match client {
+            let connect = Client::connect_tcp(&executor, &ring, servers, options, POOL_BYTES);
+            let client = match say_if_long(program, connection, &executor.rt(), connect).await {
                 Ok(client) => client,
                 Err(error) => {
                     let servers = servers.join(", ");
@@ -126,12 +132,30 @@ impl Session {
     }
 }
 
+/// Waits for a connection; somebody who waits with it is told for what.
+async fn say_if_long<T>(
+    program: &str,
+    connection: &Connection,
+    rt: &Rt,
+    connect: impl Future<Output = T>,
+) -> T {
+    let mut connect = pin!(connect);
+    if let Either::Left((client, _)) = select(&mut connect, pin!(rt.sleep(QUIET))).await {
+        return client;
+    }
+    let (servers, seconds) = (connection.servers.join(", "), connection.timeout);
+    eprintln!(
+        "{program}: no answer from {servers} yet; trying for {seconds} s in all (see --timeout)"
+    );
+    connect.await
+}
+
 fn options(connection: &Connection) -> ClientOptions {
     ClientOptions {
         host: host_name(),
         pid: std::process::id(),
         credentials: credentials(),
-        command_timeout: std::time::Duration::from_secs(connection.timeout.max(1)),
+        command_timeout: Duration::from_secs(connection.timeout.max(1)),
         write_back_bytes: POOL_WRITE_BACK_BYTES,
         ..ClientOptions::default()
     }

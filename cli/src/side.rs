@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// A path here or in the buffer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Side {
     /// On a local file system.
     Local(PathBuf),
@@ -54,6 +54,16 @@ impl Side {
         let mut parts: Vec<&[u8]> = parts.collect();
         parts.pop();
         parts.join(&b'/')
+    }
+
+    /// How many parts the path has.
+    pub fn depth(&self) -> usize {
+        match self {
+            Self::Local(path) => path.components().count(),
+            Self::Buffer(path) => {
+                path.split(|b| *b == b'/').filter(|part| !part.is_empty()).count()
+            }
+        }
     }
 
     /// For people.

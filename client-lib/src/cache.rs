@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use bb_pgio::Piece;
 use bb_proto::PgId;
+use bb_runtime::BufPool;
 use bb_runtime::sync::Notify;
 
 /// Size of the pieces that are kept, in bytes.
@@ -32,6 +33,8 @@ enum Entry {
 
 /// Pieces, least recently used first out.
 pub(crate) struct PgCache {
+    pool: BufPool,
+    /// Limit of the memory that they take, which is more than what is in them.
     limit_bytes: u64,
     used_bytes: Cell<u64>,
     stamp: Cell<u64>,
@@ -46,8 +49,10 @@ pub(crate) struct Fetching {
 }
 
 impl PgCache {
-    pub fn new(limit_bytes: u64) -> Rc<Self> {
+    /// Pieces in buffers of `pool`.
+    pub fn new(pool: BufPool, limit_bytes: u64) -> Rc<Self> {
         Rc::new(Self {
+            pool,
             limit_bytes,
             used_bytes: Cell::new(0),
             stamp: Cell::new(0),
@@ -100,10 +105,14 @@ impl PgCache {
 }
 
 impl Fetching {
-    /// It is here.
+    /// It is here. It is not kept while somebody waits for memory, who has seen everything go that
+    /// was kept before: nobody would give it up again for them.
     pub fn done(self, pieces: &Rc<Vec<Piece>>) {
         let cache = self.cache.clone();
-        let bytes: u64 = pieces.iter().map(|p| p.bytes.len() as u64).sum();
+        if cache.pool.is_waited_for() {
+            return;
+        }
+        let bytes: u64 = pieces.iter().map(|p| p.bytes.slab_bytes() as u64).sum();
         while cache.used_bytes.get() + bytes > cache.limit_bytes && cache.evict() {}
         if bytes > cache.limit_bytes {
             return;

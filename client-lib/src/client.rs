@@ -8,7 +8,8 @@ use bb_erasure::Geometry;
 use bb_pgio::{Limits, PgIo, PgStats};
 use bb_proto::meta::Credentials;
 use bb_proto::{Code, Fid, SessionId};
-use bb_runtime::{BufPool, Rt, sync::Semaphore};
+use bb_runtime::sync::{Notify, Semaphore};
+use bb_runtime::{BufPool, Rt};
 use bb_transport::{Address, Caller};
 
 use crate::cache::PgCache;
@@ -53,6 +54,9 @@ pub(crate) struct Inner {
     pub reading: Semaphore,
     pub reading_bytes_max: u64,
     pub cache: Rc<PgCache>,
+    /// Notified when a group may be sealed that could not be, or was not there, before: for those
+    /// who wait for memory.
+    pub sealable: Notify,
     /// N of new groups is smaller than wanted, and that has been said.
     pub said_smaller: Cell<bool>,
     #[cfg(feature = "planted")]
@@ -79,6 +83,7 @@ impl Client {
         let options = Rc::new(options);
         let link =
             Link::connect(rt.clone(), pool.clone(), caller.clone(), addresses, &options).await?;
+        let cache = link.cache().clone();
         let session = Session::open(link.clone(), options.clone()).await?;
         let limits = Limits {
             give_up: options.command_timeout,
@@ -97,7 +102,8 @@ impl Client {
             budget: Semaphore::new(options.write_back_bytes),
             reading: Semaphore::new(share.max(4 << 20)),
             reading_bytes_max: share.max(4 << 20),
-            cache: PgCache::new(options.read_cache_bytes),
+            cache,
+            sealable: Notify::new(),
             said_smaller: Cell::new(false),
             #[cfg(feature = "planted")]
             planted: Cell::new(None),

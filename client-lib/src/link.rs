@@ -10,9 +10,10 @@ use bb_cluster::{ClusterMap, MapDelta};
 use bb_pgio::{Primary, partition_lost, while_current};
 use bb_proto::meta::{self, GetMap, GetMapReply};
 use bb_proto::{Code, Incarnation, Kind, NodeId, PartitionId, ServiceClass, Tick};
-use bb_runtime::{Buf, BufPool, Rt, sync::Notify};
+use bb_runtime::{Buf, BufMut, BufPool, Rt, sync::Notify};
 use bb_transport::{Address, Answer, CallError, Caller, Outgoing, Vitals};
 
+use crate::cache::PgCache;
 use crate::error::{Error, Result};
 use crate::options::ClientOptions;
 
@@ -28,6 +29,8 @@ pub(crate) struct Link(Rc<Inner>);
 struct Inner {
     rt: Rt,
     pool: BufPool,
+    /// What is given up where the pool is empty.
+    cache: Rc<PgCache>,
     caller: Rc<dyn Caller>,
     seeds: Vec<Address>,
     map: RefCell<Rc<ClusterMap>>,
@@ -70,6 +73,7 @@ impl Link {
     ) -> Result<Self> {
         let link = Self(Rc::new(Inner {
             rt,
+            cache: PgCache::new(pool.clone(), options.read_cache_bytes),
             pool,
             caller,
             seeds,
@@ -100,6 +104,21 @@ impl Link {
 
     pub fn rt(&self) -> &Rt {
         &self.0.rt
+    }
+
+    /// What was read and is kept.
+    pub fn cache(&self) -> &Rc<PgCache> {
+        &self.0.cache
+    }
+
+    /// A buffer, if one can be had at once, or by giving up what is kept for later.
+    pub fn try_buffer(&self, bytes: usize) -> Option<BufMut> {
+        loop {
+            match self.0.pool.try_alloc(bytes) {
+                None if self.0.cache.evict() => {}
+                found => return found,
+            }
+        }
     }
 
     pub fn pool(&self) -> &BufPool {
@@ -184,7 +203,10 @@ impl Link {
             .to(partition.0, fence)
             .with_payload(ask.payload.clone());
         if ask.sink_bytes > 0 {
-            request.sink = Some(self.0.pool.alloc(ask.sink_bytes).await);
+            request.sink = Some(match self.try_buffer(ask.sink_bytes) {
+                Some(sink) => sink,
+                None => self.0.pool.alloc(ask.sink_bytes).await,
+            });
         }
         let call = self.0.caller.call(address, request);
         let is_current = || primary.is_still(&self.map(), partition);
@@ -373,5 +395,9 @@ impl bb_pgio::View for Link {
 
     fn slice(&self) -> Option<Rc<str>> {
         self.0.slice.clone()
+    }
+
+    fn make_room(&self) -> bool {
+        self.0.cache.evict()
     }
 }

@@ -227,6 +227,10 @@ impl Inner {
 
     /// Memory that a piece may take: whole segments on both ends.
     fn share_of(&self, plan: &Plan) -> u64 {
+        #[cfg(feature = "planted")]
+        if self.planted(crate::Planted::HoldAndWait) {
+            return 0;
+        }
         let len = plan.range.end - plan.range.start;
         (len + 2 * SEGMENT_BYTES as u64).min(self.reading_bytes_max)
     }

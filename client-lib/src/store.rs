@@ -71,6 +71,7 @@ impl Inner {
         *group.contents.borrow_mut() = None;
         node.groups.borrow_mut().retain(|other| !Rc::ptr_eq(other, group));
         node.progress.notify_all();
+        self.sealable.notify_all();
         self.forget_unused(node);
     }
 

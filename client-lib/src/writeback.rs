@@ -6,6 +6,7 @@ use std::rc::Rc;
 use bb_pgio::Shape;
 use bb_runtime::BufMut;
 use bb_runtime::sync::Permit;
+use futures_util::future::{Either, select};
 
 use crate::client::Inner;
 use crate::error::{Error, Result};
@@ -30,6 +31,9 @@ impl Inner {
                 let mut open = node.open_group.borrow_mut();
                 let taken = open.as_mut().map_or(0, |group| group.take(at, &data[done..]));
                 done += taken;
+                if taken > 0 {
+                    self.sealable.notify_all();
+                }
                 node.reach(offset + done as u64);
                 open.as_ref().is_some_and(|group| group.packer.is_full())
             };
@@ -122,15 +126,29 @@ impl Inner {
                 break permit;
             }
             if !self.seal_one() {
-                break self.budget.acquire(bytes as u64).await;
+                break self.sealing_until(self.budget.acquire(bytes as u64)).await;
             }
         };
         loop {
-            if let Some(slab) = self.link.pool().try_alloc(bytes) {
+            if let Some(slab) = self.link.try_buffer(bytes) {
                 return (permit, slab);
             }
-            if !self.cache.evict() && !self.seal_one() {
-                return (permit, self.link.pool().alloc(bytes).await);
+            if !self.seal_one() {
+                return (permit, self.sealing_until(self.link.pool().alloc(bytes)).await);
+            }
+        }
+    }
+
+    /// Waits for memory, and seals meanwhile what could not be sealed before, or was begun since: its
+    /// writer may write no more.
+    async fn sealing_until<T>(self: &Rc<Self>, memory: impl Future<Output = T>) -> T {
+        let mut memory = std::pin::pin!(memory);
+        loop {
+            let sealable = self.sealable.notified();
+            while self.seal_one() {}
+            match select(memory, std::pin::pin!(sealable)).await {
+                Either::Left((memory, _)) => return memory,
+                Either::Right(((), waits)) => memory = waits,
             }
         }
     }

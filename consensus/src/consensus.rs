@@ -336,6 +336,17 @@ impl Consensus {
         }
     }
 
+    /// Gives the lead to the voter that knows most, where this one leads and there is another. Takes
+    /// no proposals until that one leads, or an election's time has passed in vain: call it again
+    /// then. Who waits finds the change by [`Consensus::changed`].
+    pub fn give_lead_away(&self) -> bool {
+        let given = self.inner.core.borrow_mut().give_lead_away();
+        if given {
+            self.inner.wake.notify_all();
+        }
+        given
+    }
+
     fn not_leader(&self) -> NotLeader {
         NotLeader { hint: self.leader().filter(|leader| *leader != self.inner.number) }
     }

@@ -326,15 +326,28 @@ impl Core {
         if !self.is_leaving() || (!settled && self.leaving_ticks < settings.election_ticks_min) {
             return;
         }
-        let matched = |id: u64| self.node.raft.prs().get(id).map_or(0, |p| p.matched);
-        let knowing = |id: &u64| self.commit_known_by(*id) >= self.conf_index;
-        let rank = |id: &&u64| (knowing(id), matched(**id), **id);
-        let successor = self.conf.voters.iter().max_by_key(rank).copied();
+        let successor = self.successor();
         let raft = &mut self.node.raft;
         if let Some(successor) = successor {
             raft.send_timeout_now(successor);
         }
         raft.become_follower(raft.term, 0);
+    }
+
+    /// The other voter that knows most.
+    fn successor(&self) -> Option<u64> {
+        let matched = |id: u64| self.node.raft.prs().get(id).map_or(0, |p| p.matched);
+        let knowing = |id: &u64| self.commit_known_by(*id) >= self.conf_index;
+        let rank = |id: &&u64| (knowing(id), matched(**id), **id);
+        let others = self.conf.voters.iter().filter(|id| **id != self.node.raft.id);
+        others.max_by_key(rank).copied()
+    }
+
+    /// Begins to give the lead to another voter. False if there is none, or nothing to give.
+    pub(crate) fn give_lead_away(&mut self) -> bool {
+        let Some(successor) = self.successor().filter(|_| self.is_leader()) else { return false };
+        self.node.transfer_leader(successor);
+        true
     }
 
     pub(crate) fn apply(&mut self, entries: Vec<Entry>, rt: &Rt) -> Result<(), StopReason> {

@@ -29,6 +29,10 @@ pub trait View {
     fn slice(&self) -> Option<Rc<str>> {
         None
     }
+    /// Gives back buffers that are only kept for later. False if there are none.
+    fn make_room(&self) -> bool {
+        false
+    }
 }
 
 /// How long to wait for what.
@@ -249,7 +253,8 @@ impl PgIo {
         self.trust_crcs.set(true);
     }
 
-    /// Deliberate error: an operation that holds blocks waits for buffers for the others.
+    /// Deliberate error: an operation that holds blocks waits for buffers for the others, and as many
+    /// are under way as there are.
     #[cfg(feature = "planted")]
     pub fn plant_hold_and_wait(&self) {
         self.hold_and_wait.set(true);
@@ -261,7 +266,10 @@ impl PgIo {
         let _one_at_a_time = self.taking.acquire(1).await;
         let mut taken = Vec::with_capacity(sizes.len());
         for size in sizes {
-            taken.push(self.pool.alloc(*size).await);
+            taken.push(match self.try_buffer(*size) {
+                Some(buffer) => buffer,
+                None => self.pool.alloc(*size).await,
+            });
         }
         taken
     }
@@ -270,6 +278,8 @@ impl PgIo {
     /// all reads may have goes alone.
     pub(crate) async fn take_for_read(&self, sizes: &[usize]) -> (Vec<BufMut>, Permit) {
         let bytes: u64 = sizes.iter().map(|size| *size as u64).sum();
+        #[cfg(feature = "planted")]
+        let bytes = if self.hold_and_wait.get() { 0 } else { bytes };
         let permit = self.reads.acquire(bytes.min(self.reads_bytes_max)).await;
         (self.take_buffers(sizes).await, permit)
     }
@@ -277,6 +287,16 @@ impl PgIo {
     /// Buffers of these sizes if all can be had at once.
     pub(crate) fn try_buffers(&self, sizes: &[usize]) -> Option<Vec<BufMut>> {
         sizes.iter().map(|size| self.pool.try_alloc(*size)).collect()
+    }
+
+    /// A buffer, for which others are given up that are only kept for later.
+    fn try_buffer(&self, size: usize) -> Option<BufMut> {
+        loop {
+            match self.pool.try_alloc(size) {
+                None if self.view.make_room() => {}
+                found => return found,
+            }
+        }
     }
 
     /// Figures.

@@ -1150,6 +1150,9 @@ pub struct NodeStatus {
     /// Of these, groups that miss more members than they have parity.
     #[prost(uint64, tag = "21")]
     pub unreadable_groups: u64,
+    /// Parity groups of which two blocks share a node, counted at the same time.
+    #[prost(uint64, tag = "22")]
+    pub crowded_groups: u64,
 }
 
 /// Replicas of a node by what they do.

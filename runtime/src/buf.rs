@@ -38,6 +38,8 @@ struct State {
     used_bytes: u64,
     used_bytes_max: u64,
     waiting: Vec<Waker>,
+    /// Futures of [`BufPool::alloc`] that have found nothing yet.
+    waiting_count: usize,
 }
 
 struct Page {
@@ -131,6 +133,7 @@ impl BufPool {
             used_bytes: 0,
             used_bytes_max: 0,
             waiting: Vec::new(),
+            waiting_count: 0,
         };
         Ok(Self { shared: Arc::new(Shared { region, state: Mutex::new(state) }) })
     }
@@ -152,17 +155,28 @@ impl BufPool {
     /// Waits until a buffer of `len` bytes can be had.
     pub fn alloc(&self, len: usize) -> impl Future<Output = BufMut> + use<> {
         let pool = self.clone();
+        let mut counted = None;
         std::future::poll_fn(move |cx| {
             if let Some(buf) = pool.try_alloc(len) {
+                counted = None;
                 return Poll::Ready(buf);
             }
+            counted.get_or_insert_with(|| Counted::new(&pool));
             crate::sync::remember(&mut pool.shared.lock().waiting, cx.waker());
             // A slab may have come back between the look and the registration.
             match pool.try_alloc(len) {
-                Some(buf) => Poll::Ready(buf),
+                Some(buf) => {
+                    counted = None;
+                    Poll::Ready(buf)
+                }
                 None => Poll::Pending,
             }
         })
+    }
+
+    /// True while somebody waits for a buffer: no time to keep any for later.
+    pub fn is_waited_for(&self) -> bool {
+        self.shared.lock().waiting_count > 0
     }
 
     /// A zeroed buffer of `len` bytes, or `None` when the pool is exhausted.
@@ -191,6 +205,22 @@ impl BufPool {
     /// True if `other` is the same pool.
     pub fn same_as(&self, other: &BufPool) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)
+    }
+}
+
+/// Somebody waits for a buffer.
+struct Counted(BufPool);
+
+impl Counted {
+    fn new(pool: &BufPool) -> Self {
+        pool.shared.lock().waiting_count += 1;
+        Self(pool.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.shared.lock().waiting_count -= 1;
     }
 }
 
@@ -345,6 +375,11 @@ impl Buf {
         Buf { raw: self.raw.clone(), start: self.start + from, len: to - from }
     }
 
+    /// What it takes of the pool, whatever part of it is in view, in bytes.
+    pub fn slab_bytes(&self) -> usize {
+        class_bytes(self.raw.class)
+    }
+
     /// The buffer for writing again, if nobody else holds a view of it.
     ///
     /// # Errors
@@ -426,10 +461,15 @@ mod tests {
         let _second = pool.try_alloc(SLAB_BYTES_MAX).expect("room");
         executor.block_on(async {
             let waiting = rt.spawn(pool.alloc(4096));
+            assert!(!pool.is_waited_for());
             rt.yield_now().await;
-            assert!(!waiting.is_finished());
+            assert!(!waiting.is_finished() && pool.is_waited_for());
             drop(first);
-            assert_eq!(waiting.await.expect("runs").len(), 4096);
+            let got = waiting.await.expect("runs");
+            assert!(got.len() == 4096 && !pool.is_waited_for());
+            let _rest = pool.try_alloc(SLAB_BYTES_MAX);
+            drop(rt.timeout(std::time::Duration::from_secs(1), pool.alloc(SLAB_BYTES_MAX)).await);
+            assert!(!pool.is_waited_for(), "who gives up does not wait");
         });
     }
 }

@@ -76,10 +76,16 @@ pub enum Planted {
     TakeOverWithoutAll,
     /// Filling: a replica counts as full before it has everything.
     FillHalf,
-    /// Handing over: a primary goes on serving what it gives away.
+    /// Handing over: a primary gives away at once what it is at work on, and goes on serving it.
     ServeWhileHandingOver,
     /// Rule 1: a new primary begins with an empty horizon.
     DropHorizonAtTakeOver,
+    /// Rule 1: a partition that lost its state answers "unknown" like any other.
+    UnknownAfterLostState,
+    /// Rule 12: a log that ends below what is committed is taken for a good one.
+    IgnoreShortLog,
+    /// Filling: a snapshot of an earlier tenure, or one that comes late, is installed.
+    InstallStaleSnapshot,
 }
 
 #[cfg(feature = "planted")]

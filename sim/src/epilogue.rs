@@ -295,8 +295,13 @@ async fn few_buffers(world: &Rc<World>) -> Result<(), String> {
     let expected: Rc<Vec<u8>> = Rc::new((0..FILE_BYTES).map(byte_of).collect());
     file.pwrite(&expected, 0).await.map_err(text)?;
     file.fsync().await.map_err(text)?;
-    // Every read of this device fails: all its blocks are computed from others.
-    let rates = FaultRates { read_error_ppm: 1_000_000, ..FaultRates::default() };
+    // Every read of this device fails: all its blocks are computed from others. One that rots, unlike
+    // one that fails, is asked again and again.
+    let rates = if world.setup.family.damages_blocks() {
+        FaultRates { bit_rot_ppm: 1_000_000, ..FaultRates::default() }
+    } else {
+        FaultRates { read_error_ppm: 1_000_000, ..FaultRates::default() }
+    };
     world.first().disks[0].set_rates(rates);
     let reader = connect(world, 5 << 20).await?;
     let file = Rc::new(reader.client.open(PATH, libc::O_RDONLY, 0).await.map_err(text)?);

@@ -9,7 +9,7 @@
 //! | `storm` | what goes wrong with several |
 //! | `watch` | what must hold of several at any moment |
 //! | `counts` | the state counts add up |
-//! | `epilogue` | what is done to the node then |
+//! | `epilogue`, `lost_state` | what is done to the node, or to the cluster, then |
 //! | `finale` | what must hold when all is healed |
 //! | `model` | which bytes a read may return |
 //! | `run` | one seed from start to verdict |
@@ -25,6 +25,7 @@ pub mod family;
 mod finale;
 #[cfg(feature = "planted")]
 pub mod find;
+pub mod lost_state;
 pub mod model;
 pub mod planted;
 pub mod report;

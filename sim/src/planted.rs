@@ -95,7 +95,7 @@ mod list {
         server("13", "ack-before-flush", S::AckBeforeFlush, Family::Power, 0),
         of("13", "log-ack-before-durable", Kind::LogAckEarly, Family::Power, 1),
         client("13", "fsync-before-commit", C::FsyncBeforeCommit, Family::Calm, 0),
-        client("14", "hold-and-wait", C::HoldAndWait, Family::Calm, 0),
+        client("14", "hold-and-wait", C::HoldAndWait, Family::Rot, 0),
         server("15", "forget-unfreed", S::ForgetUnfreed, Family::Net, 13),
         server("16", "ignore-budget", S::IgnoreBudget, Family::Calm, 15),
         server("17", "ignore-capability", S::IgnoreCapability, Family::Calm, 4),
@@ -114,6 +114,9 @@ mod list {
             23,
         ),
         server("1", "drop-horizon-at-take-over", S::DropHorizonAtTakeOver, Family::NodesCrash, 0),
+        server("1", "unknown-after-lost-state", S::UnknownAfterLostState, Family::NodesCalm, 11),
+        server("12", "ignore-short-log", S::IgnoreShortLog, Family::NodesPower, 3),
+        server("filling", "install-stale-snapshot", S::InstallStaleSnapshot, Family::NodesCrash, 0),
         server("bfs", "ignore-guard", S::IgnoreGuard, Family::Bfs, 0),
         client("read", "trust-crc", C::TrustCrc, Family::Rot, 0),
     ];

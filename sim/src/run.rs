@@ -13,6 +13,7 @@ use crate::complaints;
 use crate::epilogue::one_ordeal;
 use crate::family::Family;
 use crate::finale::check_all;
+use crate::lost_state;
 use crate::planted::Plant;
 use crate::storm::run_storm;
 use crate::watch::Watch;
@@ -157,5 +158,11 @@ async fn play(rt: &Rt, order: &Order, shared: &RefCell<Option<Rc<Bench>>>) {
     }
     if !bench.has_failed() && !order.family.has_nodes() {
         one_ordeal(&bench).await;
+    }
+    if !bench.has_failed() && order.family == Family::NodesCalm && lost_state::fits(&world) {
+        bench.note(|| "ordeal: a partition loses its state".to_owned());
+        if let Err(why) = lost_state::lose_state(&world).await {
+            bench.violation(format!("after a partition lost its state: {why}"));
+        }
     }
 }

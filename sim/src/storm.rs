@@ -361,7 +361,7 @@ impl Storm {
         let Some(entry) = entry else {
             return self.bench.violation("nobody knows the damaged node".to_owned());
         };
-        if let Err(why) = world.give_up_node(&entry).await {
+        if let Err(why) = world.give_up_node(&entry, false).await {
             return self.bench.violation(format!("the damaged node cannot be given up: {why}"));
         }
         if let Err(why) = world.take_in(machine).await {

@@ -167,6 +167,14 @@ fn rule_1_the_horizon_outlives_its_primary_and_orphans_are_freed_by_the_next() {
 }
 
 #[test]
+fn rule_1_a_partition_that_lost_its_state_never_says_that_a_block_is_of_no_use() {
+    in_cluster(5, |world| async move {
+        assert!(bb_sim::lost_state::fits(&world));
+        bb_sim::lost_state::lose_state(&world).await.expect("what is left is kept");
+    });
+}
+
+#[test]
 fn rule_12_a_site_wide_power_cut_with_one_damaged_log_loses_nothing_acknowledged() {
     in_cluster(4, |world| async move {
         const BLOCK: usize = 4096;
@@ -308,4 +316,108 @@ fn rule_10_the_old_primarys_last_write_never_replaces_newer_bytes() {
         expect_bytes(&world, b"/last", &newer).await;
         assert_eq!(world.bfs.files().get(&b"/last"[..]), Some(&newer));
     });
+}
+
+/// The longest that a write with its fsync took while a server ended in good order.
+async fn longest_pause(world: &Rc<World>, victim: &Rc<Machine>) -> Duration {
+    let writer = client(world).await;
+    let ended = Rc::new(std::cell::Cell::new(false));
+    let mut files = Vec::new();
+    for n in 0..8 {
+        let path = format!("/pause{n}").into_bytes();
+        files.push(writer.client.open(&path, FLAGS, 0o644).await.expect("created"));
+    }
+    let (rt, over) = (world.rt.clone(), ended.clone());
+    let writing = writer.rt.spawn(async move {
+        let mut longest = Duration::ZERO;
+        for at in 0.. {
+            for file in &files {
+                let began = rt.now();
+                file.pwrite(&bytes_of(40_000, 7), at * 40_000).await.expect("written");
+                file.fsync().await.expect("durable");
+                longest = longest.max(rt.now().since(began));
+            }
+            if over.get() {
+                break;
+            }
+        }
+        longest
+    });
+    world.rt.sleep(Duration::from_secs(1)).await;
+    victim.is_kept_up.set(false);
+    let began = world.rt.now();
+    victim.stop(Duration::from_secs(10)).await;
+    assert!(world.rt.now().since(began) < Duration::from_secs(8), "the end is bounded");
+    world.rt.sleep(FAIL_OVER).await;
+    ended.set(true);
+    let longest = writing.await.expect("alive");
+    world.kill_client(&writer);
+    longest
+}
+
+#[test]
+fn a_server_that_ends_in_good_order_makes_writers_wait_for_less_than_a_lease() {
+    for lead in [false, true] {
+        in_cluster(4, |world| async move {
+            let leader = world.nodes()[0].council().leader().expect("somebody leads");
+            let is_it = |machine: &&Rc<Machine>| {
+                let node = machine.node().expect("it runs").context().shared.node;
+                (node == leader) == lead
+            };
+            let victim = world.machines.iter().find(is_it).expect("there are several").clone();
+            let longest = longest_pause(&world, &victim).await;
+            assert!(longest < Duration::from_millis(500), "{longest:?}, leader: {lead}");
+            // What it had is elsewhere, and it comes back.
+            victim.is_kept_up.set(true);
+            assert!(world.until_whole(FAIL_OVER * 5).await, "{}", world.what_is_missing());
+        });
+    }
+}
+
+#[test]
+fn a_primary_that_had_no_time_to_hand_over_is_asked_again() {
+    let executor = Executor::simulated(1);
+    let rt = executor.rt();
+    executor.block_on(async {
+        let setup = Setup::draw(&rt, Family::NodesCalm);
+        let setup = Setup { nodes: 4, devices: 2, data: 2, parity: 1, partitions: 8, ..setup };
+        let world = World::new(&rt, setup);
+        world.begin(1).await.expect("a cluster of three");
+        rt.sleep(FAIL_OVER * 2).await;
+        let writer = client(&world).await;
+        let hang_max = Duration::from_secs(25);
+        for n in 0..40 {
+            let path = format!("/busy{n}").into_bytes();
+            let file = writer.client.open(&path, FLAGS, 0o644).await.expect("created");
+            file.pwrite(&bytes_of(30_000, n), 0).await.expect("written");
+            file.fsync().await.expect("durable");
+            // Each partition is at work on the backing file system, which hangs.
+            let hang = BfsFaults { hang_ppm: 1_000_000, hang_max, ..BfsFaults::default() };
+            drop(writer.rt.spawn(async move {
+                sync_on(&file).await;
+            }));
+            if n == 39 {
+                world.bfs.set_faults(hang);
+            }
+        }
+        let machine = world.machines[3].clone();
+        world.take_in(&machine).await.expect("joins");
+        rt.sleep(hang_max * 2).await;
+        world.bfs.set_faults(BfsFaults::default());
+        rt.sleep(Duration::from_secs(90)).await;
+        let map = world.map().expect("a map");
+        let node = machine.node().expect("it runs").context().shared.node.0;
+        let primaries = map.partitions.iter().filter(|entry| entry.primary == node).count();
+        assert_eq!(primaries, 2, "an even share of eight partitions");
+    });
+}
+
+/// Synchronizes a file again and again.
+async fn sync_on(file: &bb_client::File) {
+    loop {
+        let _ = file.pwrite(&bytes_of(100, 1), 0).await;
+        if let Ok(operation) = file.start(Residency::Sync, 0, 0, 0).await {
+            let _ = operation.wait(|_| {}).await;
+        }
+    }
 }

@@ -106,6 +106,27 @@ pub enum Spread {
     Nowhere,
 }
 
+/// Parity groups that are not as they should be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Groups {
+    /// With a missing block.
+    pub degraded: u64,
+    /// Of these, with more than their parity makes up for.
+    pub unreadable: u64,
+    /// With two blocks on one node.
+    pub crowded: u64,
+}
+
+impl Groups {
+    const fn with(self, status: &NodeStatus) -> Self {
+        Self {
+            degraded: self.degraded + status.degraded_groups,
+            unreadable: self.unreadable + status.unreadable_groups,
+            crowded: self.crowded + status.crowded_groups,
+        }
+    }
+}
+
 /// Everything.
 pub struct Health<'a> {
     /// The map.
@@ -126,6 +147,8 @@ pub struct Health<'a> {
     pub tick: u64,
     /// Bytes by state, over all that is served.
     pub bytes: ByteCounts,
+    /// Parity groups that are not as they should be, over all that is served.
+    pub groups: Groups,
     /// Sentences about what is not as it should be, worst first.
     pub problems: Vec<(Verdict, String)>,
 }
@@ -152,12 +175,14 @@ pub fn health(view: &ClusterView) -> Health<'_> {
         voters: map.nodes.iter().filter(|node| node.voter != 0).map(|node| node.id).collect(),
         tick: answers().map(|status| status.tick).max().unwrap_or(0),
         bytes: answers().fold(ByteCounts::default(), |all, status| sum(&all, &status.bytes)),
+        groups: answers().fold(Groups::default(), Groups::with),
         problems: Vec::new(),
         nodes,
     };
     let mut problems = Vec::new();
     of_partitions(&health, &mut problems);
     of_nodes(&health, &mut problems);
+    of_groups(&health, &mut problems);
     of_spread(&health, &mut problems);
     problems.sort_by_key(|(verdict, _)| std::cmp::Reverse(*verdict));
     health.problems = problems;
@@ -284,6 +309,23 @@ fn of_nodes(health: &Health<'_>, problems: &mut Vec<(Verdict, String)>) {
         let text = format!("nodes given up, not rebuilt elsewhere: {}", all.join(", "));
         problems.push((Verdict::Reduced, text));
     }
+}
+
+/// Parity groups, as the primaries of their home partitions have counted them some seconds ago at the
+/// most.
+fn of_groups(health: &Health<'_>, problems: &mut Vec<(Verdict, String)>) {
+    let groups = health.groups;
+    let mut say = |verdict, count: u64, what: &str| {
+        if count > 0 {
+            problems.push((verdict, format!("{count} parity groups {what}")));
+        }
+    };
+    let unreadable = "cannot be read: they miss more blocks than they have parity";
+    say(Verdict::Interrupted, groups.unreadable, unreadable);
+    let degraded = "miss a block: the rest makes up for it";
+    say(Verdict::Reduced, groups.degraded.saturating_sub(groups.unreadable), degraded);
+    let crowded = "have blocks that share a node: a node that dies may take more than one of them";
+    say(Verdict::Reduced, groups.crowded, crowded);
 }
 
 fn of_spread(health: &Health<'_>, problems: &mut Vec<(Verdict, String)>) {

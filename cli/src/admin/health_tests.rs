@@ -168,3 +168,23 @@ fn devices_and_nodes_that_were_given_up_are_not_forgotten() {
     let (verdict, text) = problems(&view);
     assert_eq!((verdict, text.contains("1 (node 1)")), (Verdict::Reduced, true), "{text}");
 }
+
+#[test]
+fn groups_that_miss_blocks_or_have_two_on_a_node_are_not_full() {
+    type Count = fn(&mut NodeStatus) -> &mut u64;
+    let counts: [(Count, Verdict, &str); 3] = [
+        (|status| &mut status.degraded_groups, Verdict::Reduced, "7 parity groups miss a block"),
+        (|status| &mut status.crowded_groups, Verdict::Reduced, "blocks that share a node"),
+        (|status| &mut status.unreadable_groups, Verdict::Interrupted, "7 parity groups cannot be"),
+    ];
+    for (count, expected, words) in counts {
+        let mut view = view();
+        // Two of the primaries have some.
+        for (report, amount) in [(0, 3), (2, 4)] {
+            *count(view.reports[report].status.as_mut().expect("it answers")) = amount;
+        }
+        let (verdict, text) = problems(&view);
+        assert_eq!(verdict, expected, "{text}");
+        assert!(text.contains(words), "{text}");
+    }
+}

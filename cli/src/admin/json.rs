@@ -31,6 +31,10 @@ pub fn object(health: &Health<'_>) -> Value {
             "down": copies.down, "lost": copies.lost, "filling": copies.filling,
             "given_up": copies.given_up,
         },
+        "groups": {
+            "degraded": health.groups.degraded, "unreadable": health.groups.unreadable,
+            "crowded": health.groups.crowded,
+        },
         "bytes": counts(&health.bytes),
         "nodes": nodes,
     })

@@ -99,7 +99,7 @@ fn real_the_user_of_the_calling_thread_decides() {
 #[test]
 #[ignore = "moves 10 GB"]
 fn real_huge_calls_of_more_than_two_gib_are_not_cut() {
-    let shape = Shape { devices: 2, device_mib: 6_144, geometry: "1+0" };
+    let shape = Shape { devices: 2, device_mib: 6_144, geometry: "1+0", ..Shape::default() };
     let cluster = Cluster::started(&shape);
     let programs = Programs::new(&cluster.address, &cluster.path("bfs"), 600);
     programs.run("huge", &["whole"]);

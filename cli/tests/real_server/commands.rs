@@ -43,6 +43,22 @@ fn real_commands_copy_list_move_and_remove() {
         assert_eq!(facts(&source.join(name)), facts(&back.join(name)), "{name}");
     }
 
+    // Several sources at a time: what would overwrite another is refused.
+    let other = cluster.path("other");
+    fs::create_dir_all(other.join("a")).expect("directories");
+    fs::write(other.join("a/small"), b"another").expect("a file");
+    fs::write(other.join("a/more"), b"more").expect("a file");
+    let (first, second) = (source.join("a"), other.join("a"));
+    let (first, second) = (first.display().to_string(), second.display().to_string());
+    cluster.bbctl_good(&["mkdir", "/both"]);
+    let output = cluster.bbctl(&["cp", "-r", &first, &second, "bb:/both"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("will not overwrite just-created 'bb:/both/a/small'"), "{error}");
+    assert_eq!(cluster.bbctl(&["cat", "/both/a/small"]).stdout, bytes(100, 100));
+    assert_eq!(cluster.bbctl(&["cat", "/both/a/more"]).stdout, b"more");
+    cluster.bbctl_good(&["rm", "-r", "/both"]);
+
     cluster.bbctl_good(&["mv", "/tree/empty", "/tree/a"]);
     cluster.bbctl_good(&["mkdir", "-p", "/tree/x/y", "/tree/a"]);
     assert_eq!(cluster.bbctl_good(&["ls", "/tree/a"]), "b\nempty\nsmall\n");

@@ -57,6 +57,33 @@ fn real_full_devices_give_enospc_and_break_nothing_else() {
     }
 }
 
+#[test]
+fn real_small_files_beyond_what_the_log_can_keep_go_to_devices() {
+    const FILES: u64 = 3_000;
+    const LEN: usize = 16_000;
+    let cluster = Cluster::started(&Shape { log_mib: 64, ..Shape::default() });
+    let source = cluster.path("source");
+    std::fs::create_dir(&source).expect("a directory");
+    for number in 0..FILES {
+        std::fs::write(source.join(number.to_string()), bytes(number, LEN)).expect("a file");
+    }
+    let from = source.display().to_string();
+    cluster.bbctl_good(&["cp", "-r", &from, "bb:/small"]);
+    let status = cluster.status();
+    let used = status["nodes"][0]["devices"].as_array().expect("devices").iter();
+    let used: u64 = used.map(|device| device["blocks"].as_u64().expect("a number")).sum();
+    println!("{used} blocks for {FILES} files of {LEN} bytes");
+    // A sixth of the log is the budget, and half of that is theirs; what is not inline has a block of
+    // data at least, and one of parity.
+    assert!(used > 2 * (FILES - (6 << 20) / LEN as u64), "{used} blocks");
+    let back = cluster.path("back");
+    cluster.bbctl_good(&["cp", "-r", "bb:/small", &back.display().to_string()]);
+    for number in 0..FILES {
+        let read = std::fs::read(back.join(number.to_string())).expect("is there");
+        assert!(read == bytes(number, LEN), "file {number}");
+    }
+}
+
 /// A small file system in memory; unmounted when dropped.
 struct Tmpfs(PathBuf);
 

@@ -11,17 +11,19 @@ use std::time::{Duration, Instant};
 
 use bb_client::ClientOptions;
 use bb_client::blocking::Client;
+use serde_json::Value;
 
 /// Sizes and geometry.
 pub struct Shape {
     pub devices: usize,
     pub device_mib: u64,
+    pub log_mib: u64,
     pub geometry: &'static str,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { devices: 4, device_mib: 256, geometry: "2+1" }
+        Self { devices: 4, device_mib: 256, log_mib: 128, geometry: "2+1" }
     }
 }
 
@@ -119,7 +121,8 @@ impl Cluster {
         let directory = self.directory.display();
         let mut text = format!(
             "[node]\nlisten = \"{address}\"\nbuffers = \"64MiB\"\n\
-             [log]\npath = \"{directory}/log\"\nsize = \"128MiB\"\n"
+             [log]\npath = \"{directory}/log\"\nsize = \"{}MiB\"\n",
+            shape.log_mib
         );
         for number in 0..shape.devices {
             let mib = shape.device_mib;
@@ -222,7 +225,14 @@ impl Cluster {
         command.stdin(Stdio::null()).output().expect("bbctl starts")
     }
 
-    /// The same; it must succeed. What it prints.
+    /// What `bbadm cluster status` says.
+    pub fn status(&self) -> Value {
+        let mut bbadm = Command::new(env!("CARGO_BIN_EXE_bbadm"));
+        bbadm.args(["--server", &self.address, "--json", "cluster", "status", "--devices"]);
+        serde_json::from_slice(&bbadm.output().expect("bbadm starts").stdout).expect("JSON")
+    }
+
+    /// `bbctl`, which must succeed. What it prints.
     pub fn bbctl_good(&self, words: &[&str]) -> String {
         let output = self.bbctl(words);
         let errors = String::from_utf8_lossy(&output.stderr);

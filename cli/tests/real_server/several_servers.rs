@@ -41,7 +41,9 @@ fn real_cluster_loses_a_server_to_kill_9_and_no_call_fails() {
         let filled = servers.wait_until_full(60);
         println!("full redundancy {:.2} s after its start", filled.as_secs_f64());
         let (code, status) = servers.status();
-        assert_eq!(code, 0, "{status:#}");
+        // Two nodes were too few for groups of three blocks; that is said until they are gone.
+        assert!(status["groups"]["crowded"].as_u64().is_some_and(|count| count > 0), "{status:#}");
+        assert_eq!(code, 3, "{status:#}");
         assert_eq!(status["nodes"][victim]["incarnation"], 2);
         assert_eq!(status["nodes"][victim]["copies"], 16, "it is a backup again");
     });
@@ -60,6 +62,39 @@ fn real_cluster_loses_a_server_to_kill_9_and_no_call_fails() {
     println!("full redundancy {:.2} s after the start of all", all.as_secs_f64());
     check(&servers, &model);
     check_backing(&servers, &model);
+}
+
+/// Each server in turn, as for an update: its roles are elsewhere before it ends.
+#[test]
+fn real_servers_that_are_stopped_and_started_in_turn_keep_nobody_waiting() {
+    let mut random = random();
+    let mut servers = Servers::started(4, "2+1", None);
+    let model = under_load(&mut servers, &mut random, |servers, _, stamps| {
+        pause(1_000);
+        for at in 0..servers.nodes.len() {
+            let led = servers.status().1["raft"]["leader"] == at + 1;
+            let began = now();
+            servers.nodes[at].stop();
+            let ended = began.elapsed();
+            pause(1_500);
+            let longest = stamps.longest_after(began);
+            println!(
+                "server {} (leader: {led}) ended in {:.2} s, longest write {:.2} s",
+                at + 1,
+                ended.as_secs_f64(),
+                longest.as_secs_f64()
+            );
+            assert!(ended < Duration::from_secs(8), "{}", servers.nodes[at].log());
+            // A lease alone takes three.
+            assert!(longest < Duration::from_secs(2), "{}", servers.nodes[at].log());
+            let (code, status) = servers.status();
+            assert_eq!(status["nodes"][at]["state"], "down", "{status:#}");
+            assert_eq!(code, 3, "everything is served: {status:#}");
+            servers.nodes[at].start();
+            servers.wait_until_full(60);
+        }
+    });
+    check(&servers, &model);
 }
 
 /// Who runs an operation on a file dies with it: the client starts it again where the file is then.

@@ -253,7 +253,8 @@ fn violations(events: &[Event], inodes: &BTreeMap<u64, String>) -> Vec<String> {
 #[test]
 fn real_server_acknowledges_only_after_the_flush_of_every_device_concerned() {
     for (geometry, devices) in [("1+0", 1), ("2+1", 4)] {
-        let cluster = Cluster::started(&Shape { devices, device_mib: 64, geometry });
+        let cluster =
+            Cluster::started(&Shape { devices, device_mib: 64, geometry, ..Shape::default() });
         let mut inodes = BTreeMap::new();
         for name in (0..devices).map(|n| format!("device{n}")).chain(["log".to_owned()]) {
             let inode = fs::metadata(cluster.path(&name)).expect("is there").ino();

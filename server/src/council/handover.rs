@@ -11,7 +11,7 @@ use super::Council;
 use crate::partition::Partition;
 
 /// How long requests are held up while what was begun ends; after that the role stays here.
-const DRAIN: Duration = Duration::from_secs(2);
+pub(super) const DRAIN: Duration = Duration::from_secs(2);
 
 impl Council {
     pub(super) async fn hand_over_one(

@@ -21,6 +21,9 @@ use crate::planted::{self, Planted};
 const LOOK: Duration = Duration::from_millis(100);
 /// Looks from one plan to the next.
 const LOOKS_PER_PLAN: u32 = 5;
+/// A primary that did not hand over in the configuration in which it was asked is asked again after
+/// so long: several times what it may take (requests to it wait for up to two seconds each time).
+const ASK_AGAIN: Duration = Duration::from_secs(20);
 /// Length of a tick.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -173,15 +176,22 @@ impl Council {
         self.ask_for_handovers(voter, next.handovers);
     }
 
-    /// Each primary is asked once per configuration.
+    /// Each primary is asked once per configuration, and again later: it may have had no time, or the
+    /// question was lost.
     fn ask_for_handovers(&self, voter: &Rc<Voter>, wanted: Vec<bb_cluster::NewReplicas>) {
+        let now = self.now();
         let mut by_node: BTreeMap<NodeId, Reconfigure> = BTreeMap::new();
         for change in wanted {
             let (id, config) = (PartitionId(change.partition), ConfigNumber(change.entry.config));
             let primary =
                 voter.replicated.state().map.partition(id).map(|entry| NodeId(entry.primary));
             let Some(primary) = primary else { continue };
-            if self.leading.borrow_mut().handed.insert(id, config) != Some(config) {
+            let handed = &mut self.leading.borrow_mut().handed;
+            let asked = handed.get(&id).is_some_and(|(before, at)| {
+                *before == config && now.saturating_sub(*at) < ASK_AGAIN
+            });
+            if !asked {
+                handed.insert(id, (config, now));
                 by_node.entry(primary).or_default().changes.push(change);
             }
         }

@@ -10,6 +10,7 @@
 //! | `propose` | commands to the leader, whoever that is |
 //! | `lead` | what the leader does: the tick, leases, who is dead, what comes next |
 //! | `handover` | a primary gives its role away |
+//! | `leave` | a process that ends in good order gives everything away first |
 //! | `watch` | heartbeats |
 //! | `serve` | what other nodes ask |
 //!
@@ -19,6 +20,7 @@ mod follow;
 mod handover;
 mod lead;
 mod lease;
+mod leave;
 mod local;
 mod machine;
 mod net;
@@ -98,7 +100,8 @@ struct Leading {
     going: BTreeSet<NodeId>,
     filled: BTreeSet<FilledReplica>,
     states: BTreeMap<NodeId, (i32, u64, Duration)>,
-    handed: BTreeMap<PartitionId, ConfigNumber>,
+    /// What was asked of primaries last, and when.
+    handed: BTreeMap<PartitionId, (ConfigNumber, Duration)>,
 }
 
 /// What a council begins with.

@@ -80,6 +80,7 @@ impl Council {
         voter: &Rc<Voter>,
         command: Vec<u8>,
     ) -> Result<Executed, Failure> {
+        let command = Self::in_term(command, voter.consensus.term());
         match voter.consensus.propose(command).await {
             Ok(bytes) => decode(&bytes),
             Err(bb_consensus::ProposeError::NotLeader(_)) => Err(Failure::new(Code::NotLeader, "")),

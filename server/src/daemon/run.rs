@@ -131,6 +131,9 @@ async fn serve(
         ready();
     });
     let outcome = until_stopped(uring, &node, signals).await;
+    if outcome.is_ok() {
+        node.council().leave_in_order().await;
+    }
     server.stop(if outcome.is_ok() { STOP_LIMIT } else { END_LIMIT }).await;
     caller.close();
     if outcome.is_ok()

@@ -190,6 +190,7 @@ impl Node {
             replicas: self.partitions.replica_counts(),
             degraded_groups: self.partitions.degraded().groups,
             unreadable_groups: self.partitions.degraded().unreadable,
+            crowded_groups: self.partitions.degraded().crowded,
         };
         Ok(Response::body(meta::encode(&status)))
     }

@@ -89,6 +89,7 @@ impl Node {
         check_bfs(&map, &*parts.bfs)?;
         parts.bfs.check().await?;
         warn_of_codec(&map);
+        let metadata_bytes_max = metadata_budget(parts.metadata_bytes_max, &log);
         let ctx = context(rt, &parts, log, &replayed, map);
         let process = ProcessId { node: ctx.shared.node, incarnation: ctx.shared.incarnation };
         parts.bfs.hold(process).await?;
@@ -99,7 +100,7 @@ impl Node {
         let stores = recover_stores(&ctx, &parts, &mut replayed, devices, news).await?;
         let journal: Rc<dyn Journal> = ctx.log.clone();
         let host_config = HostConfig {
-            metadata_bytes_max: parts.metadata_bytes_max,
+            metadata_bytes_max,
             // Nothing is served before the map says that this process is the primary.
             serve_at_once: false,
             ..parts.host
@@ -127,7 +128,7 @@ impl Node {
             files,
             sessions,
             residency,
-            metadata_bytes_max: parts.metadata_bytes_max,
+            metadata_bytes_max,
             stopping: false.into(),
         });
         node.start_background();
@@ -347,6 +348,23 @@ pub fn check_bfs(map: &ClusterMap, bfs: &dyn Bfs) -> Result<(), StartError> {
         return Ok(());
     }
     Err(StartError::OtherBfs { found: Uuid(found), expected: Uuid(expected) })
+}
+
+/// What the log can keep of metadata. It is always enough for a log that is not larger than a
+/// quarter of the ring; a third of that is left for the replicas that come from nodes that are down
+/// and for those whose primary, on another node, does not see this log.
+fn metadata_budget(wanted_bytes: u64, log: &Log) -> u64 {
+    let ring_bytes = log.usage().ring_bytes;
+    let log_bytes = ring_bytes / 6;
+    if log_bytes < wanted_bytes {
+        tracing::info!(
+            "a log of {} MiB keeps {} MiB of metadata, of {} MiB in the configuration",
+            ring_bytes >> 20,
+            log_bytes >> 20,
+            wanted_bytes >> 20
+        );
+    }
+    wanted_bytes.min(log_bytes)
 }
 
 fn context(rt: &Rt, parts: &Parts, log: Log, replayed: &Replayed, mut map: ClusterMap) -> Context {

@@ -62,6 +62,8 @@ pub trait Outbox {
 pub struct Meter {
     /// Memory of all tables, in bytes (rule 16).
     memory_bytes: Cell<u64>,
+    /// The part of it that is the bytes of inline groups.
+    inline_bytes: Cell<u64>,
     /// Wakes whoever frees dead groups and reports released ones.
     pub work: Notify,
 }
@@ -72,8 +74,27 @@ impl Meter {
         self.memory_bytes.get()
     }
 
-    fn replace(&self, before: u64, after: u64) {
-        self.memory_bytes.set(self.memory_bytes.get() - before + after);
+    /// The part of it that is the bytes of inline groups.
+    pub fn inline_bytes(&self) -> u64 {
+        self.inline_bytes.get()
+    }
+
+    fn replace(&self, before: Weight, after: Weight) {
+        self.memory_bytes.set(self.memory_bytes.get() - before.memory_bytes + after.memory_bytes);
+        self.inline_bytes.set(self.inline_bytes.get() - before.inline_bytes + after.inline_bytes);
+    }
+}
+
+/// What one replica adds to the meter.
+#[derive(Clone, Copy, Default)]
+struct Weight {
+    memory_bytes: u64,
+    inline_bytes: u64,
+}
+
+impl Weight {
+    fn of(state: &PartitionState) -> Self {
+        Self { memory_bytes: state.memory_bytes(), inline_bytes: state.pgs.totals().inline_bytes }
     }
 }
 
@@ -96,7 +117,7 @@ impl Partition {
         outbox: Rc<dyn Outbox>,
     ) -> Rc<Self> {
         let Replica { state, tail } = replica;
-        meter.replace(0, state.memory_bytes());
+        meter.replace(Weight::default(), Weight::of(&state));
         Rc::new(Self {
             id: state.id(),
             rt,
@@ -262,9 +283,9 @@ impl Partition {
         let Some(next) = self.tail.borrow_mut().pop() else { return };
         let (outcome, has_work) = {
             let mut state = self.state.borrow_mut();
-            let before = state.memory_bytes();
+            let before = Weight::of(&state);
             let outcome = state.apply_numbered(next.config, &next.mutation);
-            self.meter.replace(before, state.memory_bytes());
+            self.meter.replace(before, Weight::of(&state));
             (outcome, state.pgs.has_work())
         };
         if has_work {
@@ -353,7 +374,7 @@ impl Partition {
     pub(super) fn discard(&self) {
         self.drop_answers();
         *self.role.borrow_mut() = Role::Absent;
-        self.meter.replace(self.state.borrow().memory_bytes(), 0);
+        self.meter.replace(Weight::of(&self.state.borrow()), Weight::default());
         *self.state.borrow_mut() = PartitionState::new(self.id);
         self.progress.notify_all();
     }

@@ -58,8 +58,13 @@ impl PartitionHost {
     /// Sends a snapshot, then lets records follow.
     async fn fill(self: &Rc<Self>, partition: &Rc<Partition>, node: NodeId) {
         let Some(since) = partition.tenure() else { return };
+        // What one process was sent, the next one does not have.
+        let process = |host: &Self| host.env.shared.map().node(node).map(|entry| entry.incarnation);
+        let filled = process(self);
         let still = |host: &Self| {
-            partition.tenure() == Some(since) && host.filling_of(partition.id()).contains(&node)
+            partition.tenure() == Some(since)
+                && process(host) == filled
+                && host.filling_of(partition.id()).contains(&node)
         };
         while still(self) {
             // Many may be waited for; few have their snapshots in memory.
@@ -156,6 +161,8 @@ impl PartitionHost {
             }
         });
         if ask.flatten().is_some() {
+            let config = partition.config().0;
+            tracing::debug!(partition = partition.id().0, config, node = node.0, "is filled");
             self.council().filled(partition.id(), partition.config(), node);
         }
     }

@@ -410,6 +410,34 @@ fn rule_16_the_budget_of_metadata_is_kept_and_passing_it_is_missing_space() {
 }
 
 #[test]
+fn rule_16_inline_groups_have_half_of_the_budget_and_blocks_the_rest() {
+    simulate(1, |world| async move {
+        let (fid, _, at) = far_region(1);
+        world.add_file(fid, EPOCH);
+        let world = Rc::into_inner(world).unwrap();
+        let limited = World {
+            config: crate::partition::HostConfig { metadata_bytes_max: 64 << 10, ..world.config },
+            ..world
+        };
+        let life = limited.start().await;
+        let bytes = vec![7; 4096];
+        let mut taken = 0;
+        for n in 0..16 {
+            let mut commit = commit_of(fid, pg_at(at, 990, n), u64::from(n) * 4096, 4096);
+            commit.descriptor.body = PgBody::Inline { len: 4096, crc: crc32c(&bytes) };
+            let payload = Some(bytes.clone());
+            match life.send(Role::Client, Kind::Commit, at, commit.encode(), payload).await {
+                Ok(_) => taken += 1,
+                refused => assert_eq!(code(refused).0, Code::NoSpace),
+            }
+        }
+        assert_eq!(taken, 8, "half of 64 KiB");
+        let blocks = commit_of(fid, pg_at(at, 991, 1), 16 * 4096, 4096);
+        life.commit(at, &blocks).await.expect("blocks have room");
+    });
+}
+
+#[test]
 fn rule_17_a_capability_must_permit_what_is_asked() {
     simulate(1, |world| async move {
         let (fid, _, at) = far_region(1);

@@ -19,8 +19,8 @@
 //! | `background`, `degraded` | what is done unasked: freeing, reporting, asking, counting |
 //!
 //! Limits: the bytes of inline groups live in the state, and travel in every snapshot of their
-//! partition (they count in its memory); they are not moved to a block before the log is trimmed.
-//! Groups with members that were gone at their commit are marked, and not rebuilt yet.
+//! partition; half of the budget of metadata is theirs, and what is beyond it goes into blocks
+//! (decision 9). Groups with members that were gone at their commit are marked, and not rebuilt yet.
 
 pub mod apply_commit;
 #[cfg(test)]

@@ -98,10 +98,12 @@ impl Partition {
                 return false;
             }
             let all_applied = self.tail.borrow().end() == self.tail.borrow().applied();
+            if planted::is(Planted::ServeWhileHandingOver) {
+                self.set_phase(Phase::Serving);
+                return true;
+            }
             if all_applied && !self.state().has_intents() {
-                if !planted::is(Planted::ServeWhileHandingOver) {
-                    self.set_phase(Phase::HandingOver);
-                }
+                self.set_phase(Phase::HandingOver);
                 return true;
             }
             progress.await;

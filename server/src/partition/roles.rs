@@ -19,6 +19,7 @@ impl PartitionHost {
         let map = self.env.shared.map();
         let restarted = self.restarted(&map);
         for (id, entry) in (0..).map(PartitionId).zip(&map.partitions) {
+            self.forget_fillings(id, &restarted);
             self.follow_entry(id, entry, authoritative);
             for node in entry.backups.iter().copied().map(NodeId) {
                 if restarted.contains(&node)
@@ -38,6 +39,15 @@ impl PartitionHost {
         now.filter(|(node, now)| known.insert(*node, *now).is_some_and(|then| then != *now))
             .map(|(node, _)| node)
             .collect()
+    }
+
+    /// What the earlier process of a node was sent, the next one does not have: its filling begins
+    /// anew, also where no map was seen that did not name it.
+    fn forget_fillings(&self, id: PartitionId, restarted: &BTreeSet<NodeId>) {
+        let Some(partition) = self.replica(id).filter(|_| !restarted.is_empty()) else { return };
+        partition.with_primary(|primary| {
+            primary.followers.retain(|node, f| !(f.filling && restarted.contains(node)));
+        });
     }
 
     fn follow_entry(self: &Rc<Self>, id: PartitionId, entry: &PartitionEntry, authoritative: bool) {

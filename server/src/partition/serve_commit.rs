@@ -60,7 +60,7 @@ impl PartitionHost {
                 Verdict::Refuse(CommitRefusal::RegionBehind(_)) => {}
                 Verdict::Refuse(refusal) => return Err(self.refusal(refusal)),
                 Verdict::Apply => {
-                    self.check_budget(&commit)?;
+                    self.check_budget(&commit, inline.len())?;
                     let absent_members = self.absent_members(partition, &commit);
                     if has_too_few(&commit, absent_members) {
                         return self.forbid(partition, class, id).await;
@@ -100,11 +100,14 @@ impl PartitionHost {
         }
     }
 
-    /// Metadata has a budget (rule 16). Not a condition of the mutation: what is refused here has
-    /// not been logged.
-    fn check_budget(&self, commit: &Commit) -> Result<(), Failure> {
-        let wanted = commit.fragments.len() as u64 * super::region_table::FRAGMENT_BYTES;
-        let enough = self.meter.memory_bytes() + wanted <= self.config.metadata_bytes_max;
+    /// Metadata has a budget (rule 16), and inline groups have half of it: their bytes stay in the
+    /// log and in its snapshots, and the client puts what is refused into blocks. Not a condition of
+    /// the mutation: what is refused here has not been logged.
+    fn check_budget(&self, commit: &Commit, inline_bytes: usize) -> Result<(), Failure> {
+        let (inline_bytes, max) = (inline_bytes as u64, self.config.metadata_bytes_max);
+        let fragments = commit.fragments.len() as u64 * super::region_table::FRAGMENT_BYTES;
+        let enough = self.meter.memory_bytes() + fragments + inline_bytes <= max
+            && (inline_bytes == 0 || self.meter.inline_bytes() + inline_bytes <= max / 2);
         if !enough && !planted::is(Planted::IgnoreBudget) {
             return Err(Failure::new(Code::NoSpace, "the memory for metadata is used up"));
         }

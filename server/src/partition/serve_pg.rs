@@ -137,6 +137,7 @@ impl PartitionHost {
     /// True if the operator once gave the partition up, and it began anew, empty.
     fn began_anew(&self, id: PartitionId) -> bool {
         self.env.shared.map().partition(id).is_some_and(|entry| entry.born != 0)
+            && !planted::is(Planted::UnknownAfterLostState)
     }
 
     pub(super) fn serve_inline(

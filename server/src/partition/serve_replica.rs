@@ -160,11 +160,8 @@ impl PartitionHost {
         piece: InstallSnapshot,
     ) -> Result<InstallSnapshotReply, Failure> {
         let id = PartitionId(piece.partition);
-        let map = self.env.shared.map();
-        let me = self.env.shared.node.0;
-        let entry = map.partition(id).ok_or_else(|| stale(id))?;
-        if !entry.filling.contains(&me) || entry.since != piece.since {
-            if entry.config < piece.config {
+        if !self.is_filled_by(id, piece.since) {
+            if self.env.shared.map().config(id).0 < piece.config {
                 self.council().refresh_map(None);
             }
             return Err(stale(id));
@@ -173,28 +170,46 @@ impl PartitionHost {
         if have < piece.total {
             return Ok(InstallSnapshotReply { have });
         }
-        let Some(snapshot) = self.incoming.borrow_mut().finish(&piece) else {
-            // A repetition of the last piece.
-            return Ok(InstallSnapshotReply { have });
-        };
-        if let Err(failure) = self.install(id, &snapshot).await {
-            self.incoming.borrow_mut().forget(id);
-            return Err(failure);
+        // A repetition of the last piece is answered alike, and not before.
+        let whole = self.incoming.borrow_mut().finish(&piece)?;
+        let Some(snapshot) = whole else { return Ok(InstallSnapshotReply { have }) };
+        let result = self.install(id, piece.since, &snapshot).await;
+        match &result {
+            Ok(()) => self.incoming.borrow_mut().installed(&piece),
+            Err(_) => self.incoming.borrow_mut().forget(id),
         }
-        Ok(InstallSnapshotReply { have })
+        result.map(|()| InstallSnapshotReply { have })
+    }
+
+    /// True if this node is to be filled by the primary of that tenure.
+    fn is_filled_by(&self, id: PartitionId, since: u64) -> bool {
+        let map = self.env.shared.map();
+        map.partition(id).is_some_and(|entry| {
+            let same = entry.since == since || planted::is(Planted::InstallStaleSnapshot);
+            entry.filling.contains(&self.env.shared.node.0) && same
+        })
     }
 
     /// Makes a snapshot from elsewhere this node's filling replica.
-    async fn install(self: &Rc<Self>, id: PartitionId, snapshot: &[u8]) -> Result<(), Failure> {
+    async fn install(
+        self: &Rc<Self>,
+        id: PartitionId,
+        since: u64,
+        snapshot: &[u8],
+    ) -> Result<(), Failure> {
         let sizes = snapshot.chunks(ROOM_BYTES).map(<[u8]>::len).collect();
         let room = self.journal.admit_frame(ServiceClass::Background, sizes).await?;
         let replica = super::replay::Replica::decode(id, snapshot)
             .map_err(|error| Failure::new(Code::Corrupt, error.to_string()))?;
         drop(room);
+        if !self.is_filled_by(id, since) {
+            return Err(stale(id));
+        }
         let written = self.journal.checkpoint(id, snapshot.to_vec())?;
         let partition = self.adopt_replica(replica);
         written.await?;
         partition.installed();
+        tracing::debug!(partition = id.0, "a snapshot is installed");
         Ok(())
     }
 }
@@ -213,7 +228,15 @@ struct Pieces {
     since: u64,
     snapshot: u64,
     bytes: Vec<u8>,
-    done: bool,
+    progress: Progress,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Coming,
+    /// All bytes are here, and not yet durable as a replica.
+    Installing,
+    Installed,
 }
 
 /// Room for a snapshot is asked for in records of this size.
@@ -230,16 +253,16 @@ impl IncomingSnapshots {
         }
         let named = (piece.since, piece.snapshot);
         let known = self.pieces.get(&id).map(|pieces| (pieces.since, pieces.snapshot));
-        if known.is_some_and(|known| known > named) {
+        if known.is_some_and(|known| known > named) && !planted::is(Planted::InstallStaleSnapshot) {
             return Err(stale(id));
         }
         if known != Some(named) {
             let (since, snapshot) = named;
-            let empty = Pieces { since, snapshot, bytes: Vec::new(), done: false };
+            let empty = Pieces { since, snapshot, bytes: Vec::new(), progress: Progress::Coming };
             self.pieces.insert(id, empty);
         }
         let pieces = self.pieces.get_mut(&id).expect("it was put in above");
-        if pieces.done {
+        if pieces.progress != Progress::Coming {
             return Ok(piece.total);
         }
         if pieces.bytes.len() as u64 == piece.offset
@@ -250,13 +273,31 @@ impl IncomingSnapshots {
         Ok(pieces.bytes.len() as u64)
     }
 
-    /// The whole snapshot, once.
-    fn finish(&mut self, piece: &InstallSnapshot) -> Option<Vec<u8>> {
-        let pieces = self.pieces.get_mut(&PartitionId(piece.partition))?;
-        if std::mem::replace(&mut pieces.done, true) {
-            return None;
+    /// The whole snapshot, once; `None` when it is installed.
+    fn finish(&mut self, piece: &InstallSnapshot) -> Result<Option<Vec<u8>>, Failure> {
+        let id = PartitionId(piece.partition);
+        let pieces = self.pieces.get_mut(&id).ok_or_else(|| stale(id))?;
+        let before = std::mem::replace(&mut pieces.progress, Progress::Installing);
+        if planted::is(Planted::InstallStaleSnapshot) {
+            return Ok(Some(pieces.bytes.clone()));
         }
-        Some(std::mem::take(&mut pieces.bytes))
+        match before {
+            Progress::Coming => Ok(Some(std::mem::take(&mut pieces.bytes))),
+            Progress::Installing => Err(Failure::new(Code::Busy, "it is being installed")),
+            Progress::Installed => {
+                pieces.progress = before;
+                Ok(None)
+            }
+        }
+    }
+
+    fn installed(&mut self, piece: &InstallSnapshot) {
+        let pieces = self.pieces.get_mut(&PartitionId(piece.partition));
+        if let Some(pieces) =
+            pieces.filter(|p| (p.since, p.snapshot) == (piece.since, piece.snapshot))
+        {
+            pieces.progress = Progress::Installed;
+        }
     }
 
     /// The partition is filled no more.
@@ -269,5 +310,34 @@ impl Partition {
     /// The snapshot of a filling replica is durable: records behind it may come.
     fn installed(&self) {
         self.set_role(super::role::Role::Filling(super::role::Matched::default()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeated_last_piece_is_not_acknowledged_before_the_snapshot_is_installed() {
+        let mut incoming = IncomingSnapshots::default();
+        let piece = InstallSnapshot {
+            partition: 3,
+            since: 7,
+            snapshot: 1,
+            total: 4,
+            bytes: vec![1, 2, 3, 4],
+            ..InstallSnapshot::default()
+        };
+        assert_eq!(incoming.take(&piece).unwrap(), 4);
+        assert_eq!(incoming.finish(&piece).unwrap(), Some(vec![1, 2, 3, 4]));
+        // The network brings it again, while the log takes its time.
+        assert_eq!(incoming.take(&piece).unwrap(), 4);
+        assert_eq!(incoming.finish(&piece).unwrap_err().kind(), Code::Busy);
+        incoming.installed(&piece);
+        assert_eq!(incoming.take(&piece).unwrap(), 4);
+        assert_eq!(incoming.finish(&piece).unwrap(), None);
+        // What did not become durable is sent again.
+        incoming.forget(PartitionId(3));
+        assert_eq!(incoming.finish(&piece).unwrap_err().kind(), Code::Fenced);
     }
 }

@@ -12,13 +12,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bb_erasure::Geometry;
-use bb_pgio::{Sealed, Shape, chunk_log2_for};
+use bb_pgio::{Sealed, Shape, WriteError, chunk_log2_for};
 use bb_proto::meta::{FileStat, FileState, RegionOperationReply};
 use bb_proto::{
     Capability, Code, Commit, Failure, Fragment, Kind, PG_DATA_BYTES_MAX, PgId, Rights,
     ServiceClass, SessionId,
 };
-use bb_runtime::{Buf, BufMut};
+use bb_runtime::{Buf, BufMut, Instant};
 use bb_transport::{CallError, Outgoing};
 use futures_util::stream::{self, StreamExt};
 
@@ -33,6 +33,10 @@ use crate::partition::region_mutation::{Range, RegionMutation, RegionOutcome, Re
 const GROUPS_AT_ONCE: usize = 2;
 /// How long a commit is waited for.
 const COMMIT_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a group that finds too few devices with room is tried again. What is silent is avoided
+/// for about a second.
+const ROOM_PATIENCE: Duration = Duration::from_secs(3);
+const ROOM_PAUSE: Duration = Duration::from_millis(200);
 /// Pause before a commit is sent again.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -131,6 +135,7 @@ impl Residency {
         range: Range,
     ) -> Result<u64, Failure> {
         let (mut start, mut bytes) = (range.start, 0);
+        let mut give_up = None;
         while start < range.end {
             let geometry = self.stage_geometry()?;
             let window = window_of(geometry);
@@ -139,12 +144,15 @@ impl Residency {
                 Ok(staged) => {
                     bytes += staged;
                     start = end;
+                    give_up = None;
                 }
                 Err(failure) if failure.kind() == Code::NoSpace => {
-                    // Not for want of room, if a device of the group has failed meanwhile: the map
-                    // says so in a moment.
-                    self.ctx.rt.sleep(PAUSE).await;
-                    if self.stage_geometry()?.total() >= geometry.total() {
+                    // Not for want of room, if devices of the group failed or fell silent
+                    // meanwhile: the map says so in a moment, or they are back.
+                    let until = *give_up.get_or_insert(self.ctx.rt.now() + ROOM_PATIENCE);
+                    self.ctx.rt.sleep(ROOM_PAUSE).await;
+                    let shrank = self.stage_geometry()?.total() < geometry.total();
+                    if !shrank && self.ctx.rt.now() >= until {
                         return Err(failure);
                     }
                 }
@@ -215,6 +223,19 @@ impl Residency {
         Ok((buffer, got))
     }
 
+    /// Waits for the next attempt under another id. After so long whoever asked may try later: the
+    /// horizon is no concern of theirs.
+    async fn try_again(&self, why: &Failure, give_up: Instant) -> Result<(), Failure> {
+        if self.ctx.rt.now() >= give_up {
+            return Err(Failure::new(
+                Code::Busy,
+                format!("a group is refused again and again: {why}"),
+            ));
+        }
+        self.ctx.rt.sleep(PAUSE).await;
+        Ok(())
+    }
+
     async fn commit(
         &self,
         job: &Job,
@@ -235,8 +256,14 @@ impl Residency {
             self.pg_sequence.set(sequence);
             let slot = self.ctx.shared.tick();
             let pg = PgId { slot, session, sequence, home: partition.id() };
-            let written = self.writes.write(&capability, pg, sealed).await;
-            let descriptor = written.map_err(|error| failures::of_write(&error))?;
+            let descriptor = match self.writes.write(&capability, pg, sealed).await {
+                Ok(descriptor) => descriptor,
+                Err(WriteError::Refused(failure)) if is_for_another_id(&failure) => {
+                    self.try_again(&failure, give_up).await?;
+                    continue;
+                }
+                Err(error) => return Err(failures::of_write(&error)),
+            };
             let commit = Commit {
                 capability,
                 epoch: job.order.epoch,
@@ -262,10 +289,10 @@ impl Residency {
                 }
                 self.ctx.rt.sleep(PAUSE).await;
             };
-            let again = matches!(failure.kind(), Code::BehindHorizon | Code::CommitCancelled);
-            if !again || self.ctx.rt.now() >= give_up {
+            if !is_for_another_id(&failure) {
                 return Err(failure);
             }
+            self.try_again(&failure, give_up).await?;
         }
     }
 
@@ -315,4 +342,9 @@ fn windows(job: &Job, partition: &Partition, window: u64) -> Vec<Range> {
         }
     }
     ranges
+}
+
+/// True if the group can be written under another id.
+fn is_for_another_id(failure: &Failure) -> bool {
+    matches!(failure.kind(), Code::BehindHorizon | Code::CommitCancelled)
 }

@@ -11,7 +11,7 @@ use bb_runtime::Instant;
 use super::bench::Bench;
 use super::names::Owner;
 use crate::model::Moment;
-use crate::world::{ClientProcess, client_options};
+use crate::world::{ClientProcess, client_options, pool_bytes};
 
 /// Open files of a process at the most.
 const HANDLES_MAX: usize = 8;
@@ -70,7 +70,8 @@ pub fn lay_out(bench: &Bench, places: usize) {
 pub async fn run_place(bench: Rc<Bench>, place: Rc<Place>, number: usize) {
     while bench.left.get() > 0 {
         let options = client_options(bench.rt(), bench.family.fills_up());
-        let process = match bench.world.connect(options).await {
+        let memory = pool_bytes(bench.rt());
+        let process = match bench.world.connect_with(options, memory).await {
             Ok(process) => process,
             Err(why) => {
                 bench.violation(format!("a client cannot connect: {why}"));

@@ -11,8 +11,10 @@ use bb_transport::{Address, Caller, ClientConfig, Identity, Role};
 use super::World;
 use crate::model::Actor;
 
-/// Memory of a client process.
+/// Memory of a client process that is not about memory.
 const POOL_BYTES: usize = 32 << 20;
+/// Memory of client processes that do the work: also so little that they wait for it.
+const POOLS_BYTES: [usize; 4] = [8 << 20, 8 << 20, 12 << 20, 32 << 20];
 
 /// A client process.
 pub struct ClientProcess {
@@ -36,6 +38,11 @@ pub fn client_options(rt: &Rt, full: bool) -> ClientOptions {
         read_cache_bytes: [0, 512 << 10, 4 << 20][usize::try_from(rt.random_below(3)).unwrap_or(0)],
         ..ClientOptions::default()
     }
+}
+
+/// The memory of a client process, by lot.
+pub fn pool_bytes(rt: &Rt) -> usize {
+    POOLS_BYTES[usize::try_from(rt.random_below(POOLS_BYTES.len() as u64)).unwrap_or(0)]
 }
 
 impl World {

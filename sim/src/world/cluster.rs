@@ -174,11 +174,12 @@ impl World {
         self.machines.iter().filter_map(|machine| machine.node()).collect()
     }
 
-    /// Takes a node that is down out of the map for good, as an operator does.
+    /// Takes a node that is down out of the map for good, as an operator does; with `lose` also
+    /// where it holds the last replica of a partition.
     ///
     /// # Errors
     /// Why it is still there.
-    pub async fn give_up_node(&self, node: &NodeEntry) -> Result<(), String> {
+    pub async fn give_up_node(&self, node: &NodeEntry, lose: bool) -> Result<(), String> {
         let rt = self.rt.new_domain();
         let pool = BufPool::new(1 << 20, false).map_err(text)?;
         let cluster = self.map().map(|map| map.cluster.clone()).unwrap_or_default();
@@ -191,7 +192,7 @@ impl World {
         };
         let network = self.net.host(&rt, "operator");
         let caller = Client::new(&rt, network, ClientConfig::new(identity, pool));
-        let leave = Leave { node: node.id, incarnation: node.incarnation, give_up: false };
+        let leave = Leave { node: node.id, incarnation: node.incarnation, give_up: lose };
         let command = Command::new(Change::Leave(leave)).encode_command();
         let body = encode(&Propose { command });
         let mut why = "nobody answers".to_owned();

@@ -202,6 +202,7 @@ impl Machine {
         {
             return Err(why.factor_first().0);
         }
+        node.council().leave_in_order().await;
         server.stop(Duration::from_secs(2)).await;
         caller.close();
         node.stop().await.map_err(|error| text(&error))

@@ -17,7 +17,7 @@ use std::time::Duration;
 use bb_runtime::Rt;
 use bb_transport::sim::{SimNet, SimNetConfig};
 
-pub use self::client::{ClientProcess, client_options};
+pub use self::client::{ClientProcess, client_options, pool_bytes};
 pub use self::faults::{FaultTally, disk_rates, network};
 pub use self::machine::{Life, Machine, StartMistake};
 
