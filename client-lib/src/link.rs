@@ -92,6 +92,9 @@ impl Link {
             match link.fetch_map().await {
                 Ok(()) => break,
                 Err(error @ Error::Rejected(_)) => return Err(error),
+                Err(Error::TimedOut { .. }) if link.0.rt.now() >= give_up => {
+                    return Err(Error::TimedOut { seconds: limit.as_secs() });
+                }
                 Err(error) if link.0.rt.now() >= give_up => return Err(error),
                 Err(_) => link.back_off(attempt).await,
             }
