@@ -4,12 +4,13 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use bb_pgio::ReadOptions;
-use bb_proto::{Capability, PgDescriptor};
+use bb_proto::Capability;
 use futures_util::{StreamExt, stream};
 
 use crate::cache::SEGMENT_BYTES;
 use crate::client::Inner;
 use crate::file::File;
+use crate::maps::Granted;
 use crate::reader::{Plan, Source, index};
 
 /// First window of read-ahead, in bytes; doubles with each sequential read.
@@ -74,6 +75,7 @@ impl Inner {
                 self.rt().spawn(async move {
                     // Who reads it meets its errors.
                     let options = ReadOptions::default();
+                    let capability = descriptor.capability(&capability);
                     let _ = inner.segment(&capability, &descriptor, segment, options).await;
                 });
             }
@@ -95,14 +97,13 @@ impl Inner {
     }
 
     async fn fetch_ahead(self: &Rc<Self>, capability: &Capability, plans: &[Plan]) {
-        let mut wanted: Vec<(Rc<PgDescriptor>, u32)> = Vec::new();
+        let mut wanted: Vec<(Rc<Granted>, u32)> = Vec::new();
         for plan in plans {
             let Source::Group { descriptor, pg_offset } = &plan.source else { continue };
             let end = pg_offset + index(plan.range.end - plan.range.start);
             for segment in pg_offset / SEGMENT_BYTES..end.div_ceil(SEGMENT_BYTES) {
                 let segment = u32::try_from(segment).unwrap_or(u32::MAX);
-                let known =
-                    |(d, s): &(Rc<PgDescriptor>, u32)| d.pg == descriptor.pg && *s == segment;
+                let known = |(d, s): &(Rc<Granted>, u32)| d.pg == descriptor.pg && *s == segment;
                 if !wanted.iter().rev().take(64).any(known) {
                     wanted.push((descriptor.clone(), segment));
                 }
@@ -112,7 +113,8 @@ impl Inner {
             .for_each_concurrent(AHEAD_PARALLEL, |(descriptor, segment)| async move {
                 // Who reads it meets its errors.
                 let options = ReadOptions::default();
-                let _ = self.segment(capability, &descriptor, segment, options).await;
+                let capability = descriptor.capability(capability);
+                let _ = self.segment(&capability, &descriptor, segment, options).await;
             })
             .await;
     }

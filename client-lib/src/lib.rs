@@ -32,6 +32,7 @@ pub use bb_cluster::{
     candidates, layout_over, redundancy,
 };
 pub use bb_pgio::PgStats;
+pub use bb_transport::auth::{Choice as Authentication, Mode as AuthenticationMode};
 pub use client::Client;
 pub use error::{Error, Result};
 pub use file::File;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bb_proto::{Fragment, PgDescriptor};
+use bb_proto::{Capability, Fragment, PgDescriptor};
 use bb_runtime::Instant;
 
 /// A map is fetched for aligned pieces of a file of this size: a sequential reader asks once per
@@ -15,11 +15,33 @@ pub(crate) const PAGE_BYTES: u64 = 4 << 20;
 /// Pages of one file that are kept at the most.
 const PAGES_MAX: usize = 64;
 
+/// A group as a fragment map names it.
+pub(crate) struct Granted {
+    pub descriptor: PgDescriptor,
+    /// What permits to read its blocks, where users are proven.
+    pub permission: Option<[u8; 16]>,
+}
+
+impl std::ops::Deref for Granted {
+    type Target = PgDescriptor;
+
+    fn deref(&self) -> &PgDescriptor {
+        &self.descriptor
+    }
+}
+
+impl Granted {
+    /// What requests for the group's blocks carry.
+    pub fn capability(&self, file: &Capability) -> Capability {
+        Capability { signature: self.permission.unwrap_or(file.signature), ..*file }
+    }
+}
+
 /// What a partition said of a piece of a file.
 pub(crate) struct MapPage {
     pub range: Range<u64>,
     /// Sorted by offset, with the group that each lies in.
-    pub fragments: Vec<(Fragment, Rc<PgDescriptor>)>,
+    pub fragments: Vec<(Fragment, Rc<Granted>)>,
     /// Uncovered bytes from here on are zeros.
     pub zeros_from: u64,
     pub fetched: Instant,

@@ -259,6 +259,7 @@ impl Inner {
             sequence: number.sequence,
             acknowledged: self.session.acknowledged(),
             credentials: credentials.clone(),
+            owner: None,
             op: Some(op),
         });
         let ask = Ask::new(Kind::Namespace, body);

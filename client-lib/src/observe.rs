@@ -51,7 +51,7 @@ impl Observer {
             host: host.into(),
             cluster: Vec::new(),
             incarnation: 0,
-            auth: auth::NoAuth::shared(),
+            auth: auth::Choice::default().method(),
         };
         let config = ClientConfig::new(identity, pool);
         let caller = bb_transport::Client::new(&executor.rt(), Tcp::network(ring), config);

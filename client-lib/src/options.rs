@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bb_erasure::Geometry;
 use bb_proto::meta::Credentials;
+use bb_transport::auth::Choice;
 
 /// How a client behaves.
 #[derive(Clone, Debug)]
@@ -16,6 +17,8 @@ pub struct ClientOptions {
     pub job: u64,
     /// As whom to act on the backing file system.
     pub credentials: Credentials,
+    /// How servers and this process prove who they are; what the server wants, by default.
+    pub auth: Choice,
     /// Geometry of new parity groups; the cluster's where there is none.
     pub geometry: Option<Geometry>,
     /// The slice that is written to (its name; empty for the one without a name). Without it, new
@@ -52,6 +55,7 @@ impl Default for ClientOptions {
             pid: 0,
             job: 0,
             credentials: Credentials { uid: 0, gid: 0, groups: Vec::new(), umask: 0o022 },
+            auth: Choice::default(),
             geometry: None,
             slice: None,
             command_timeout: Duration::from_secs(600),

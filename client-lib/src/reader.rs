@@ -19,7 +19,7 @@ use crate::client::Inner;
 use crate::error::{Error, Result};
 use crate::file::File;
 use crate::link::Ask;
-use crate::maps::{MapPage, PAGE_BYTES};
+use crate::maps::{Granted, MapPage, PAGE_BYTES};
 use crate::node::Node;
 use crate::ranges::subtract;
 
@@ -29,7 +29,7 @@ const STALE_TRIES: u32 = 16;
 const WHOLE_BYTES_MAX: u64 = 64 << 10;
 /// Where a piece of a read comes from.
 pub(crate) enum Source {
-    Group { descriptor: Rc<PgDescriptor>, pg_offset: usize },
+    Group { descriptor: Rc<Granted>, pg_offset: usize },
     Backing,
     Zeros,
 }
@@ -249,8 +249,9 @@ impl Inner {
             Source::Group { descriptor, pg_offset } => {
                 let trusted = confirmed.filter(|c| c.pg == descriptor.pg);
                 let options = ReadOptions { stale_is_missing: trusted.is_some() };
-                let descriptor = trusted.unwrap_or(descriptor);
                 let capability = self.capability_of(&file.node, &file.opened.capability.get());
+                let capability = descriptor.capability(&capability);
+                let descriptor = trusted.unwrap_or(&descriptor.descriptor);
                 let whole = whole || descriptor.data_bytes() <= WHOLE_BYTES_MAX;
                 let pieces = self
                     .group(&capability, descriptor, *pg_offset, len, options, whole)
@@ -411,8 +412,12 @@ fn add_reply(page: &mut MapPage, reply: &LookupReply, from: u64) -> Result<u64> 
     if reply.end <= from {
         return Err(bad("no progress"));
     }
-    let decode = |bytes: &Vec<u8>| decode_descriptor(bytes).map(Rc::new);
-    let descriptors = reply.descriptors.iter().map(decode).collect::<Result<Vec<_>>>()?;
+    let mut descriptors = Vec::with_capacity(reply.descriptors.len());
+    for (number, bytes) in reply.descriptors.iter().enumerate() {
+        let permission = reply.permissions.get(number).and_then(|p| p.as_slice().try_into().ok());
+        let descriptor = decode_descriptor(bytes)?;
+        descriptors.push(Rc::new(Granted { descriptor, permission }));
+    }
     for info in &reply.fragments {
         let group = descriptors.get(info.group as usize).ok_or_else(|| bad("no such group"))?;
         let fragment = Fragment { offset: info.offset, pg_offset: info.pg_offset, len: info.len };

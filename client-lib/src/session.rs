@@ -66,6 +66,7 @@ impl Session {
                 host: self.options.host.clone(),
                 pid: self.options.pid,
                 job: self.options.job,
+                owner: None,
             })
         };
         let answer = self.link.ask_any(Kind::SessionOpen, body).await?;

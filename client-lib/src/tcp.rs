@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use bb_runtime::uring::{self, Uring, UringOptions};
 use bb_runtime::{BufPool, Executor};
-use bb_transport::{Address, ClientConfig, Identity, Role, Tcp, auth};
+use bb_transport::{Address, ClientConfig, Identity, Role, Tcp};
 
 use crate::client::Client;
 use crate::error::{Error, Result};
@@ -39,7 +39,7 @@ impl Client {
             host: options.host.as_str().into(),
             cluster: Vec::new(),
             incarnation: 0,
-            auth: auth::NoAuth::shared(),
+            auth: options.auth.method(),
         };
         let mut config = ClientConfig::new(identity, pool.clone());
         config.account.uid = options.credentials.uid;

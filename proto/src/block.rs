@@ -34,7 +34,7 @@ pub struct Capability {
     pub fid: Fid,
     /// What it permits.
     pub rights: Rights,
-    /// Signature, once sessions are keyed; zero until then.
+    /// Signature of the server that handed it out; zero where users are not proven.
     pub signature: [u8; 16],
 }
 

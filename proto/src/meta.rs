@@ -96,7 +96,8 @@ pub struct Hello {
     /// Host name, for people.
     #[prost(string, tag = "5")]
     pub host: String,
-    /// Authentication method that the sender proposes or has chosen; "none" is the only one yet.
+    /// Authentication method that the sender proposes or has chosen: "none" or "munge"; "auto" leaves
+    /// it to the other side.
     #[prost(string, tag = "6")]
     pub auth_method: String,
     /// First step of that method.
@@ -164,6 +165,9 @@ pub struct SessionOpen {
     /// Job, for accounting.
     #[prost(uint64, tag = "4")]
     pub job: u64,
+    /// User whom it belongs to, where users are proven. Servers say it; a client's word is not read.
+    #[prost(uint32, optional, tag = "5")]
+    pub owner: Option<u32>,
 }
 
 /// A session was opened.
@@ -307,7 +311,7 @@ pub struct PCapability {
     /// Rights.
     #[prost(uint32, tag = "3")]
     pub rights: u32,
-    /// Signature.
+    /// Signature; zeros where users are not proven.
     #[prost(bytes = "vec", tag = "4")]
     pub signature: Vec<u8>,
 }
@@ -388,6 +392,10 @@ pub struct LookupReply {
     /// under way. `u64::MAX` where none is.
     #[prost(uint64, tag = "5")]
     pub zeros_from: u64,
+    /// For each descriptor, where users are proven: what a request for the group's blocks carries
+    /// in its capability in the place of the signature (16 bytes). Empty where none is needed.
+    #[prost(bytes = "vec", repeated, tag = "6")]
+    pub permissions: Vec<Vec<u8>>,
 }
 
 /// Asks for the bytes of an inline parity group.
@@ -482,6 +490,9 @@ pub struct Namespace {
     /// Who asks.
     #[prost(message, required, tag = "4")]
     pub credentials: Credentials,
+    /// User whom the session belongs to. Servers say it; a client's word is not read.
+    #[prost(uint32, optional, tag = "5")]
+    pub owner: Option<u32>,
     /// What is asked.
     #[prost(oneof = "NamespaceOp", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22")]
     pub op: Option<NamespaceOp>,
@@ -734,6 +745,9 @@ pub struct FileOpen {
     /// O_TRUNC.
     #[prost(bool, tag = "6")]
     pub truncate: bool,
+    /// User whom the session belongs to: the capability is good for connections of that one only.
+    #[prost(uint32, optional, tag = "7")]
+    pub owner: Option<u32>,
 }
 
 /// A file is closed, or its size is raised, or its name made durable.

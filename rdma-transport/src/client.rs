@@ -335,6 +335,11 @@ impl Inner {
                 tracing::debug!(to = %to.0, %error, "handshake failed");
                 Err(CallError::Disconnected { maybe_sent: false })
             }
+            Err(HelloError::NotNow(why)) => {
+                link.send.close();
+                self.complaints.closed(&self.rt, &to.0, &why);
+                Err(CallError::Disconnected { maybe_sent: false })
+            }
             Err(HelloError::Rejected(why)) => {
                 link.send.close();
                 self.complaints.closed(&self.rt, &to.0, &why);

@@ -11,7 +11,7 @@ use bb_proto::meta::Hello;
 use bb_proto::{Code, FLAG_ERROR, FLAG_REPLY, Failure, Header, Kind, meta};
 
 use crate::Role;
-use crate::auth::{Method, Step};
+use crate::auth::{self, AuthError, Method, Proven, Received, Step};
 use crate::link::{Frame, Lane, Limits, Link, LinkError};
 
 /// Oldest version of the protocol that this program speaks.
@@ -43,6 +43,8 @@ pub(crate) struct Agreed {
     pub(crate) role: Role,
     pub(crate) host: Rc<str>,
     pub(crate) lane: Lane,
+    /// Who it is, where the method of authentication says so.
+    pub(crate) proven: Option<Proven>,
     /// Window granted to the connecting side.
     pub(crate) credit_bytes: u32,
 }
@@ -55,6 +57,17 @@ pub(crate) enum HelloError {
     /// One side does not want the other. Trying again does not help.
     #[error("{0}")]
     Rejected(String),
+    /// The accepting side cannot judge now. Trying again may help.
+    #[error("{0}")]
+    NotNow(String),
+}
+
+impl From<AuthError> for HelloError {
+    fn from(error: AuthError) -> Self {
+        // What is missing on our own machine stays missing for whoever waits for this connection.
+        let (AuthError::Refused(why) | AuthError::NotNow(why)) = error;
+        Self::Rejected(why)
+    }
 }
 
 fn rejected(why: impl Into<String>) -> HelloError {
@@ -108,7 +121,11 @@ pub(crate) async fn initiate(
     identity: &Identity,
 ) -> Result<Agreed, HelloError> {
     let mut exchange = identity.auth.initiate();
-    let (Step::Continue(first) | Step::Done(first)) = exchange.step(&[]).map_err(rejected)?;
+    let role = identity.role;
+    let mut method = identity.auth.name().to_owned();
+    let mut cluster = Vec::new();
+    let none = Received { bytes: &[], method: &method, cluster: &cluster, role };
+    let (Step::Continue(first) | Step::Done(first)) = exchange.step(none).await?;
     let body = hello(identity, (VERSION_MIN, VERSION_MAX), first, 0);
     link.send.send(vec![frame(Kind::Hello, 0, lane, body)?]).await?;
     let mut agreed = None;
@@ -117,16 +134,21 @@ pub(crate) async fn initiate(
         if header.flags & FLAG_ERROR != 0 {
             let failure: Failure =
                 meta::decode(&body).map_err(|_| LinkError::Protocol("refusal does not decode"))?;
-            return Err(rejected(failure.to_string()));
+            return Err(match failure.kind() {
+                Code::Busy => HelloError::NotNow(failure.to_string()),
+                _ => rejected(failure.to_string()),
+            });
         }
-        let received = match (header.kind, &agreed) {
+        let bytes = match (header.kind, &agreed) {
             (Kind::Hello, None) => {
                 let (answer, role) = read_hello(&body)?;
                 check_answer(&answer, identity)?;
+                (method, cluster) = (answer.auth_method, answer.cluster);
                 agreed = Some(Agreed {
                     role,
                     host: answer.host.into(),
                     lane,
+                    proven: None,
                     credit_bytes: answer.credit_bytes,
                 });
                 answer.auth
@@ -134,10 +156,12 @@ pub(crate) async fn initiate(
             (Kind::Auth, Some(_)) => body,
             _ => return Err(LinkError::Protocol("handshake out of order").into()),
         };
-        let step = exchange.step(&received).map_err(rejected)?;
+        let received = Received { bytes: &bytes, method: &method, cluster: &cluster, role };
+        let step = exchange.step(received).await?;
         match (header.is_reply(), step) {
             (true, Step::Done(rest)) if rest.is_empty() => {
-                return agreed.ok_or_else(|| rejected("no Hello"));
+                let agreed = agreed.ok_or_else(|| rejected("no Hello"))?;
+                return Ok(Agreed { proven: exchange.proven(), ..agreed });
             }
             (true, _) => return Err(rejected("the server ended authentication early")),
             (false, Step::Continue(bytes) | Step::Done(bytes)) => {
@@ -159,8 +183,9 @@ fn check_answer(answer: &Hello, identity: &Identity) -> Result<(), HelloError> {
     if !identity.cluster.is_empty() && identity.cluster != answer.cluster {
         return Err(rejected("the server belongs to another cluster"));
     }
-    if answer.auth_method != identity.auth.name() {
-        return Err(rejected("the server chose another method of authentication"));
+    if !identity.auth.accepts(&answer.auth_method) {
+        let (theirs, ours) = (&answer.auth_method, identity.auth.name());
+        return Err(rejected(format!("the server authenticates with {theirs:?}, not {ours:?}")));
     }
     Ok(())
 }
@@ -182,29 +207,33 @@ pub(crate) async fn respond(
         Err(why) => return refuse(link, lane, why).await,
     };
     let mut exchange = identity.auth.respond();
-    let agreed = Agreed { role, host: asked.host.into(), lane, credit_bytes: window(lane) };
-    let mut received = asked.auth;
+    let credit_bytes = window(lane);
+    let agreed = Agreed { role, host: asked.host.into(), lane, proven: None, credit_bytes };
+    let mut bytes = asked.auth;
     let mut kind = Kind::Hello;
     for _ in 0..AUTH_STEPS_MAX {
-        let (done, bytes) = match exchange.step(&received) {
+        let (method, cluster) = (identity.auth.name(), identity.cluster.as_slice());
+        let step = exchange.step(Received { bytes: &bytes, method, cluster, role }).await;
+        let (done, step) = match step {
             Ok(Step::Done(bytes)) => (true, bytes),
             Ok(Step::Continue(bytes)) => (false, bytes),
-            Err(why) => return refuse(link, lane, why).await,
+            Err(AuthError::Refused(why)) => return refuse(link, lane, why).await,
+            Err(AuthError::NotNow(why)) => return refuse_as(link, lane, Code::Busy, why).await,
         };
         let body = match kind {
-            Kind::Hello => hello(identity, (VERSION_MIN, version), bytes, agreed.credit_bytes),
-            _ => bytes,
+            Kind::Hello => hello(identity, (VERSION_MIN, version), step, credit_bytes),
+            _ => step,
         };
         let flags = if done { FLAG_REPLY } else { 0 };
         link.send.send(vec![frame(kind, flags, lane, body)?]).await?;
         if done {
-            return Ok(agreed);
+            return Ok(Agreed { proven: exchange.proven(), ..agreed });
         }
         let (header, body) = link.recv.head(Limits::HANDSHAKE).await?;
         if header.kind != Kind::Auth || header.flags != 0 {
             return Err(LinkError::Protocol("handshake out of order").into());
         }
-        received = body;
+        bytes = body;
         kind = Kind::Auth;
     }
     refuse(link, lane, "authentication does not end".into()).await
@@ -222,14 +251,19 @@ fn check_request(asked: &Hello, role: Role, identity: &Identity) -> Result<u32, 
     if stranger && (role == Role::Server || !asked.cluster.is_empty()) {
         return Err("this server belongs to another cluster".into());
     }
-    if asked.auth_method != identity.auth.name() {
+    let chosen_here = role == Role::Client && asked.auth_method == auth::AUTO;
+    if asked.auth_method != identity.auth.name() && !chosen_here {
         return Err(format!("authentication method {:?} is wanted", identity.auth.name()));
     }
     Ok(version)
 }
 
 async fn refuse<T>(link: &Link, lane: Lane, why: String) -> Result<T, HelloError> {
-    let body = meta::encode(&Failure::new(Code::Unsupported, why.clone()));
+    refuse_as(link, lane, Code::Unsupported, why).await
+}
+
+async fn refuse_as<T>(link: &Link, lane: Lane, code: Code, why: String) -> Result<T, HelloError> {
+    let body = meta::encode(&Failure::new(code, why.clone()));
     link.send.send(vec![frame(Kind::Hello, FLAG_REPLY | FLAG_ERROR, lane, body)?]).await?;
     Err(HelloError::Rejected(why))
 }

@@ -25,7 +25,7 @@ impl Local {
             rt: rt.clone(),
             service,
             // No connection of the network has this number.
-            peer: Rc::new(Peer { connection: 0, role: Role::Server, host }),
+            peer: Rc::new(Peer { connection: 0, role: Role::Server, host, proven: None }),
             account: config.account,
             pool: config.pool.clone(),
         }

@@ -8,6 +8,8 @@ use std::time::Duration;
 use bb_proto::{Failure, Header, Kind, ServiceClass, Tick};
 use bb_runtime::{Buf, BufMut};
 
+use crate::auth::Proven;
+
 /// Where a server listens, as the cluster map says it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Address(pub Rc<str>);
@@ -129,10 +131,12 @@ pub trait Caller {
 pub struct Peer {
     /// Number of the connection, unique within this process.
     pub connection: u64,
-    /// What it is.
+    /// What it is. Where authentication proves something, a server has proven it.
     pub role: Role,
     /// What it calls itself, for people.
     pub host: Rc<str>,
+    /// Who it is, where authentication proves that.
+    pub proven: Option<Proven>,
 }
 
 /// What a peer is.

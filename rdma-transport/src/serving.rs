@@ -74,7 +74,8 @@ pub(crate) async fn serve(server: Rc<ServerInner>, link: Link, agreed: Agreed) {
     // Drawn, not counted: unique over the reactors of a process without a shared counter, and the
     // same in each run of one seed.
     let number = server.rt.random_u64().max(1);
-    let peer = Peer { connection: number, role: agreed.role, host: agreed.host };
+    let Agreed { role, host, proven, .. } = agreed;
+    let peer = Peer { connection: number, role, host, proven };
     let connection = Rc::new(Connection {
         peer: Rc::new(peer),
         lane: agreed.lane,

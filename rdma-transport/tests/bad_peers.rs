@@ -8,7 +8,7 @@ use std::time::Duration;
 use bb_proto::meta::Hello;
 use bb_proto::{FLAG_ERROR, FLAG_REPLY, Failure, Header, Kind, ServiceClass, meta};
 use bb_runtime::{Executor, Rt};
-use bb_transport::auth::{Exchange, Method, Step};
+use bb_transport::auth::{AuthError, Choice, Exchange, Method, Received, Step, StepFuture};
 use bb_transport::link::{Frame, Limits, Link, LinkError};
 use bb_transport::sim::{SimNet, SimNetConfig};
 use bb_transport::{Address, CallError, Caller, Client, ClientConfig, Role, Server, ServerConfig};
@@ -226,15 +226,17 @@ struct Counting {
 }
 
 impl Exchange for Counting {
-    fn step(&mut self, received: &[u8]) -> Result<Step, String> {
-        if !received.is_empty() && received != [self.secret] {
-            return Err("wrong secret".into());
-        }
-        if self.left == 0 {
-            return Ok(Step::Done(if self.asks { Vec::new() } else { vec![self.secret] }));
-        }
-        self.left -= 1;
-        Ok(Step::Continue(vec![self.secret]))
+    fn step<'a>(&'a mut self, received: Received<'a>) -> StepFuture<'a> {
+        Box::pin(async move {
+            if !received.bytes.is_empty() && received.bytes != [self.secret] {
+                return Err(AuthError::Refused("wrong secret".into()));
+            }
+            if self.left == 0 {
+                return Ok(Step::Done(if self.asks { Vec::new() } else { vec![self.secret] }));
+            }
+            self.left -= 1;
+            Ok(Step::Continue(vec![self.secret]))
+        })
     }
 }
 
@@ -273,5 +275,63 @@ fn authentication_can_take_several_steps_and_fail() {
             Err(CallError::Rejected(why)) => assert!(why.contains("countdown"), "{why}"),
             other => panic!("{other:?}"),
         }
+    });
+}
+
+#[test]
+fn a_client_without_an_opinion_takes_the_servers_method_and_a_server_has_to_have_one() {
+    simulate(|rt, net| async move {
+        let server = serve(&rt, &net, server_config()).await;
+        let attempt = async |role| {
+            let pool = pool(4);
+            let mut identity = identity(role, "peer");
+            identity.auth = Choice::default().method();
+            let config = ClientConfig::new(identity, pool.clone());
+            let client = Client::new(&rt, net.host(&rt, "peer"), config);
+            let request = Ask::new(1).request(&pool, 5 * SECOND).expect("room");
+            client.call(server.address(), request).await.map(|_| ())
+        };
+        attempt(Role::Client).await.expect("goes on with none");
+        let refused = attempt(Role::Server).await;
+        assert!(matches!(refused, Err(CallError::Rejected(_))), "{refused:?}");
+    });
+}
+
+/// Its proofs cannot be checked just now.
+struct Later;
+
+impl Method for Later {
+    fn name(&self) -> &'static str {
+        "later"
+    }
+    fn initiate(&self) -> Box<dyn Exchange> {
+        Box::new(Counting { left: 1, secret: 1, asks: true })
+    }
+    fn respond(&self) -> Box<dyn Exchange> {
+        Box::new(Self)
+    }
+}
+
+impl Exchange for Later {
+    fn step<'a>(&'a mut self, _received: Received<'a>) -> StepFuture<'a> {
+        Box::pin(std::future::ready(Err(AuthError::NotNow("munged is being started".into()))))
+    }
+}
+
+#[test]
+fn a_server_that_cannot_check_proofs_just_now_is_asked_again() {
+    simulate(|rt, net| async move {
+        let mut config = server_config();
+        config.identity.auth = Rc::new(Later);
+        let server = serve(&rt, &net, config).await;
+        let pool = pool(4);
+        let mut identity = identity(Role::Client, "client");
+        identity.auth = Rc::new(Later);
+        let client =
+            Client::new(&rt, net.host(&rt, "client"), ClientConfig::new(identity, pool.clone()));
+        let request = Ask::new(1).request(&pool, 5 * SECOND).expect("room");
+        let outcome = client.call(server.address(), request).await.map(|_| ());
+        let again = matches!(outcome, Err(CallError::Disconnected { maybe_sent: false }));
+        assert!(again, "{outcome:?}");
     });
 }

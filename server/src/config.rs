@@ -58,6 +58,8 @@ pub struct Config {
     pub devices: Vec<StoreConfig>,
     /// The backing file system.
     pub bfs: BfsConfig,
+    /// What clients and servers have to prove.
+    pub auth: AuthConfig,
     /// What `bbd format` puts into the cluster map.
     pub cluster: ClusterConfig,
 }
@@ -98,6 +100,23 @@ pub struct BfsConfig {
     pub path: PathBuf,
     /// Threads for calls that block.
     pub threads: usize,
+}
+
+/// `[auth]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthConfig {
+    /// Users are proven by munge; else clients are trusted.
+    pub munge: bool,
+    /// The cluster's key.
+    pub key: PathBuf,
+    /// Where munged listens, if it is not Debian's place.
+    pub munge_socket: Option<PathBuf>,
+}
+
+impl AuthConfig {
+    /// What an operator has to know of authentication "none".
+    pub const TRUSTED: &str = "clients are trusted (method \"none\" under [auth]): whoever can \
+                               connect can act as any user, root included, and as a server";
 }
 
 /// `[cluster]`
@@ -149,6 +168,8 @@ struct RawConfig {
     device: Vec<Spanned<RawStore>>,
     bfs: Spanned<RawBfs>,
     #[serde(default)]
+    auth: RawAuth,
+    #[serde(default)]
     cluster: RawCluster,
     /// The client library's, which reads the same file.
     #[serde(default, rename = "client")]
@@ -186,6 +207,24 @@ struct RawBfs {
     path: Spanned<PathBuf>,
     #[serde(default = "default_threads")]
     threads: Spanned<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawAuth {
+    method: Spanned<String>,
+    key: Spanned<PathBuf>,
+    munge_socket: Option<Spanned<PathBuf>>,
+}
+
+impl Default for RawAuth {
+    fn default() -> Self {
+        Self {
+            method: unplaced("none".to_owned()),
+            key: unplaced(PathBuf::from("/etc/burstbay/cluster.key")),
+            munge_socket: None,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -324,6 +363,7 @@ impl Check<'_> {
         let devices: Vec<StoreConfig> =
             raw.device.iter().map(|d| self.store(d.get_ref(), DEVICE_BYTES_MIN)).collect();
         self.distinct(raw);
+        let auth = self.auth(&raw.auth);
         let cluster = self.cluster(&raw.cluster);
         let joins = !cluster.join.is_empty();
         self.require(&raw.node, joins || !node.witness, "a witness needs a cluster to join");
@@ -344,6 +384,7 @@ impl Check<'_> {
             log,
             devices,
             bfs: BfsConfig { path: bfs.path.get_ref().clone(), threads },
+            auth,
             cluster,
         }
     }
@@ -355,6 +396,22 @@ impl Check<'_> {
             let new = !seen.contains(&path.get_ref());
             self.require(path, new, "this path is used twice");
             seen.push(path.get_ref());
+        }
+    }
+
+    fn auth(&mut self, raw: &RawAuth) -> AuthConfig {
+        let method = raw.method.get_ref().as_str();
+        let text = "method must be \"none\" or \"munge\"";
+        self.require(&raw.method, ["none", "munge"].contains(&method), text);
+        self.require(&raw.key, raw.key.get_ref().is_absolute(), "key must be an absolute path");
+        if let Some(socket) = &raw.munge_socket {
+            let text = "munge_socket must be an absolute path";
+            self.require(socket, socket.get_ref().is_absolute(), text);
+        }
+        AuthConfig {
+            munge: method == "munge",
+            key: raw.key.get_ref().clone(),
+            munge_socket: raw.munge_socket.as_ref().map(|socket| socket.get_ref().clone()),
         }
     }
 
@@ -450,6 +507,18 @@ path = "/scratch"
         assert_eq!(written.node, config.node);
         assert_eq!(written.cluster, config.cluster);
         assert_eq!(written.bfs, config.bfs);
+        assert_eq!((written.auth.munge, &written.auth.key), (config.auth.munge, &config.auth.key));
+    }
+
+    #[test]
+    fn clients_are_trusted_unless_the_file_says_munge_and_other_methods_are_errors() {
+        assert!(!Config::parse(GOOD).expect("good").auth.munge);
+        let with = |auth: &str| Config::parse(&format!("{GOOD}[auth]\n{auth}\n"));
+        let munge = with("method = \"munge\"\nkey = \"/k\"").expect("good").auth;
+        assert!(munge.munge && munge.key == Path::new("/k"));
+        for bad in ["method = \"mung\"", "key = \"k\"", "munge_socket = \"s\""] {
+            assert_eq!(with(bad).expect_err(bad)[0].0, 20, "{bad}");
+        }
     }
 
     #[test]

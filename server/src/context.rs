@@ -1,6 +1,6 @@
 //! What every part of a server shares, and how log streams are named.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use futures_util::future::{Either, select};
 
 use crate::bfs::Bfs;
 use crate::council::Lease;
+use crate::security::{Secured, Security};
 
 /// How often who waits for a primary looks whether it still is one.
 const LOOK_AT_MAP: Duration = Duration::from_millis(100);
@@ -94,6 +95,7 @@ pub struct Shared {
     pub incarnation: Incarnation,
     /// What allows this node to serve as a primary.
     pub lease: Lease,
+    security: OnceCell<Security>,
     map: RefCell<Rc<ClusterMap>>,
     tick: Cell<Tick>,
 }
@@ -113,9 +115,21 @@ impl Shared {
             address,
             incarnation,
             lease: Lease::new(rt.clone()),
+            security: OnceCell::new(),
             map: RefCell::new(Rc::new(map)),
             tick: Cell::new(tick),
         }
+    }
+
+    /// From now on clients are believed only what they prove. Without it, everything.
+    pub fn secure(&self, secured: Secured) {
+        let security = Security::new(secured, &self.map().cluster);
+        assert!(self.security.set(security).is_ok(), "a server has one key");
+    }
+
+    /// What proofs are checked with; nothing where clients are trusted.
+    pub fn security(&self) -> Option<&Security> {
+        self.security.get()
     }
 
     /// The current map.

@@ -9,9 +9,11 @@ pub mod daemon;
 pub mod files;
 #[cfg(test)]
 mod fuzz_tests;
+pub mod groups;
 pub mod namespace;
 pub mod node;
 pub mod partition;
 pub mod planted;
 pub mod residency;
 mod rights;
+pub mod security;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use bb_runtime::uring::{self, UringOptions};
 use bb_runtime::{BufPool, Executor};
-use bb_transport::{Address, Caller, ClientConfig, Identity, Role, Tcp, auth};
+use bb_transport::{Address, Caller, ClientConfig, Identity, Role, Tcp};
 
 use crate::error::{Error, Result};
 use crate::options::ClientOptions;
@@ -37,7 +37,7 @@ impl Platform {
             host: options.host.as_str().into(),
             cluster: Vec::new(),
             incarnation: 0,
-            auth: Rc::new(auth::NoAuth),
+            auth: options.auth.method(),
         };
         let mut config = ClientConfig::new(identity, pool.clone());
         config.account.uid = options.credentials.uid;

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use bb_proto::DeviceId;
-use bb_server::config::Config;
+use bb_server::config::{AuthConfig, Config};
 use bb_server::daemon::{self, DaemonError, Restart, Show};
+use bb_transport::auth::{ClusterKey, KeyError};
 use clap::{CommandFactory, Parser, Subcommand};
 use sd_notify::NotifyState;
 
@@ -160,6 +161,12 @@ fn format(path: &Path, force: bool, sparse: bool) -> Result<(), DaemonError> {
         report.devices,
         report.device_bytes >> 20
     );
+    if report.key_made {
+        println!(
+            "{} was made: every other server of the cluster needs a copy of it before `bbd format`",
+            config.auth.key.display()
+        );
+    }
     if let Some(note) = too_few_devices(&config) {
         println!("{note}");
     }
@@ -178,6 +185,17 @@ fn check(path: &Path) -> Result<(), DaemonError> {
         config.cluster.partitions,
         config.bfs.path.display()
     );
+    if config.auth.munge {
+        println!("users are proven by munge, cluster key {}", config.auth.key.display());
+        // The first server's key is made by `bbd format`.
+        match ClusterKey::load(&config.auth.key) {
+            Ok(_) => {}
+            Err(error @ KeyError::Missing { .. }) => println!("note: {error}"),
+            Err(error) => return Err(error.into()),
+        }
+    } else {
+        println!("note: {}", AuthConfig::TRUSTED);
+    }
     if let Some(note) = too_few_devices(&config) {
         println!("{note}");
     }

@@ -8,7 +8,7 @@ use bb_transport::{Incoming, Response};
 
 use super::BlockStore;
 use super::table::BlockKey;
-use crate::rights::{check_claim, check_server};
+use crate::rights::{check_block_read, check_claim, check_server};
 
 impl BlockStore {
     /// Answers a request that addresses this device.
@@ -20,7 +20,7 @@ impl BlockStore {
         match request.header.kind {
             Kind::PutBlock => {
                 let put = PutBlock::decode(&request.body).map_err(malformed)?;
-                check_claim(&put.capability, &request.peer)?;
+                check_claim(&self.env.shared, &put.capability, &request.peer)?;
                 let payload =
                     request.payload.ok_or_else(|| Failure::new(Code::Invalid, "no payload"))?;
                 self.handle_put(put, payload, request.header.class).await?;
@@ -28,7 +28,7 @@ impl BlockStore {
             }
             Kind::GetBlock => {
                 let get = GetBlock::decode(&request.body).map_err(malformed)?;
-                check_claim(&get.capability, &request.peer)?;
+                check_block_read(&self.env.shared, &get.capability, get.pg, &request.peer)?;
                 self.handle_get(&get).await
             }
             Kind::FreeBlocks => {

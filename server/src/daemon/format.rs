@@ -10,9 +10,10 @@ use bb_proto::meta::{GetMap, GetMapReply, decode, encode};
 use bb_proto::{Kind, ServiceClass};
 use bb_runtime::uring::{self, Uring, UringOptions};
 use bb_runtime::{BufPool, Rt, ThreadPool};
-use bb_transport::auth::NoAuth;
+use bb_transport::auth::ClusterKey;
 use bb_transport::{Address, Caller, Client, ClientConfig, Identity, Outgoing, Role, Tcp};
 
+use super::auth::Auth;
 use super::{DaemonError, open_device, pool};
 use crate::bfs::posix::{self, Limits, PosixBfs, SetupError};
 use crate::blockstore::Uuid;
@@ -27,6 +28,8 @@ const WINDOW_TICKS: u32 = 60;
 pub struct FormatReport {
     /// UUID of the new cluster.
     pub cluster: String,
+    /// The cluster's key was made, here: every other server needs a copy.
+    pub key_made: bool,
     /// The node's number.
     pub node: u32,
     /// Bytes of all data devices, as far as they are files.
@@ -47,6 +50,10 @@ pub fn format(
     sparse: bool,
     progress: &mut dyn FnMut(&str, u64, u64),
 ) -> Result<FormatReport, DaemonError> {
+    let founds = config.cluster.join.is_empty();
+    let key_made = config.auth.munge && founds && ClusterKey::create(&config.auth.key)?;
+    // A server that cannot prove itself is better told before its devices are written through.
+    let auth = Auth::begin(&config.auth)?;
     for store in config.devices.iter().chain([&config.log]) {
         prepare(store, force, sparse, progress)?;
     }
@@ -60,12 +67,12 @@ pub fn format(
         for store in &config.devices {
             devices.push(open_device(&rt, &uring, &threads, store).await?);
         }
-        if config.cluster.join.is_empty() {
+        if founds {
             let plan = plan(config, marked_bfs(config)?);
             let map = node::format(&rt, &pool, &log, &devices, &plan, progress).await?;
             return Ok::<_, DaemonError>((map.cluster, config.node.id));
         }
-        let plan = join_plan(config, &rt, &uring, &pool).await?;
+        let plan = join_plan(config, &auth, &rt, &uring, &pool).await?;
         let node = node::join(&rt, &pool, &log, &devices, &plan, progress).await?;
         Ok((plan.map.cluster, node.0))
     })?;
@@ -73,6 +80,7 @@ pub fn format(
     let bytes = |store: &StoreConfig| store.size_bytes.unwrap_or(0);
     Ok(FormatReport {
         cluster: Uuid(cluster).to_string(),
+        key_made,
         node,
         device_bytes: config.devices.iter().map(bytes).sum(),
         devices: config.devices.len(),
@@ -85,6 +93,7 @@ const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 /// Finds the cluster that is to be joined.
 async fn join_plan(
     config: &Config,
+    auth: &Auth,
     rt: &Rt,
     uring: &Uring,
     pool: &BufPool,
@@ -94,7 +103,7 @@ async fn join_plan(
         host: "bbd format".into(),
         cluster,
         incarnation: 0,
-        auth: NoAuth::shared(),
+        auth: auth.method.clone(),
     };
     let caller = |role, cluster| {
         let settings = ClientConfig::new(identity(role, cluster), pool.clone());

@@ -2,6 +2,7 @@
 //!
 //! The program `bbd` is a few lines over this, so that another program can start a server, too.
 
+mod auth;
 mod format;
 mod log_inspect;
 mod restart;
@@ -13,6 +14,7 @@ use bb_commitlog::LogError;
 use bb_nvme::{DeviceRef, UringDevice};
 use bb_runtime::uring::{Uring, UringError};
 use bb_runtime::{BufPool, Rt, ThreadPool};
+use bb_transport::auth::{KeyError, MungeError};
 
 use crate::bfs::posix::SetupError;
 use crate::config::{Config, ConfigErrors, StoreConfig};
@@ -77,6 +79,12 @@ pub enum DaemonError {
     /// A server runs.
     #[error("{0}. A server has its log for itself while it runs: stop it first")]
     LogInUse(bb_nvme::OpenError),
+    /// The cluster's key.
+    #[error("cluster key: {0}")]
+    Key(#[from] KeyError),
+    /// Users cannot be proven.
+    #[error("{0}")]
+    Munge(#[from] MungeError),
     /// The report says that a start would be refused.
     #[error("replay would fail: {0}")]
     Replay(String),
@@ -91,12 +99,13 @@ pub enum DaemonError {
 }
 
 impl DaemonError {
-    /// Exit code of the process: 2 = the configuration is wrong, 3 = a device or the log cannot be
+    /// Exit code of the process: 2 = the configuration is wrong (or what it names under
+    /// `[auth]`), 3 = a device or the log cannot be
     /// used, or the cluster has given the node up, 4 = the log was looked at and would not be replayed,
     /// 75 = to be started anew, 1 = anything else.
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) => 2,
+            Self::Config(_) | Self::Key(_) | Self::Munge(_) => 2,
             Self::Open(_)
             | Self::Start(_)
             | Self::Occupied { .. }

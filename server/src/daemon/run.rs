@@ -8,15 +8,15 @@ use bb_commitlog::Options;
 use bb_proto::DeviceId;
 use bb_runtime::uring::{self, Uring, UringOptions};
 use bb_runtime::{BufPool, Rt, ThreadPool};
-use bb_transport::auth::NoAuth;
 use bb_transport::link::Network;
 
 use bb_transport::{Address, Client, ClientConfig, Identity, Role, Server, ServerConfig, Tcp};
 
+use super::auth::Auth;
 use super::{DaemonError, open_device, pool};
 use crate::bfs::posix::{Limits, PosixBfs};
 use crate::blockstore;
-use crate::config::Config;
+use crate::config::{AuthConfig, Config};
 use crate::node::{Node, Parts, SESSION_LEASE};
 use crate::partition::HostConfig;
 
@@ -40,13 +40,15 @@ pub fn run(
 ) -> Result<(), DaemonError> {
     // Before any thread is started, so that none of them takes the signal.
     let signals = block_signals()?;
+    let auth = Auth::begin(&config.auth)?;
     let bfs = PosixBfs::open(&config.bfs.path, bfs_limits(config))?;
     let pool = pool(config)?;
     let (executor, uring) = uring::executor(&UringOptions::for_reactor())?;
     uring.register_pool(&pool);
     let rt = executor.rt();
     let threads = ThreadPool::new("device", 2, 64);
-    executor.block_on(serve(config, give_up, &rt, &uring, &threads, pool, bfs, signals, ready))
+    executor
+        .block_on(serve(config, give_up, &rt, &uring, &threads, pool, bfs, auth, signals, ready))
 }
 
 fn bfs_limits(config: &Config) -> Limits {
@@ -63,6 +65,7 @@ async fn serve(
     threads: &ThreadPool,
     pool: BufPool,
     bfs: PosixBfs,
+    auth: Auth,
     signals: OwnedFd,
     ready: impl FnOnce() + 'static,
 ) -> Result<(), DaemonError> {
@@ -82,7 +85,7 @@ async fn serve(
         host: format!("node{}", config.node.id).into(),
         cluster: Vec::new(),
         incarnation: 0,
-        auth: NoAuth::shared(),
+        auth: auth.method.clone(),
     };
     let caller =
         Client::new(rt, network.clone(), ClientConfig::new(identity.clone(), pool.clone()));
@@ -102,6 +105,7 @@ async fn serve(
         session_lease: SESSION_LEASE,
         metadata_bytes_max: config.node.metadata_bytes_max,
         plan: bb_cluster::PlanLimits::default(),
+        security: auth.secured(rt),
     };
     let node = Node::start(rt, parts, &|device, progress| {
         if progress.blocks_done.is_multiple_of(1000) {
@@ -123,6 +127,9 @@ async fn serve(
         ..identity
     };
     let server = listen(rt, &*network, &address, node.clone(), identity, pool).await?;
+    if node.context().shared.security().is_none() {
+        tracing::warn!("{}", AuthConfig::TRUSTED);
+    }
     tracing::info!(address = %server.address().0, incarnation = %shared.incarnation, "listening");
     let council = node.council().clone();
     rt.spawn(async move {

@@ -22,7 +22,7 @@ use super::{FILE_BYTES_MAX, FileChange, FileMutation, FileOutcome, FileRefusal};
 use crate::bfs::confirmed;
 use crate::partition::table::FileRecords;
 use crate::partition::{Mutation, Partition};
-use crate::rights::{check_capability, check_server};
+use crate::rights::{check_capability, check_server, signed};
 
 /// The files of this node's partitions.
 pub struct FileService {
@@ -168,6 +168,7 @@ impl FileService {
             return Err(session_ended());
         }
         let capability = Capability { session, fid, rights, signature: [0; 16] };
+        let capability = signed(&self.parts.shared, capability, ask.owner);
         Ok(FileHandle {
             capability: (&capability).into(),
             region_log2: u32::from(record.region_log2),
@@ -190,7 +191,7 @@ impl FileService {
         let fid = capability.fid;
         let changes = ask.size > 0 || ask.append > 0 || ask.mtime_ns != 0;
         let wanted = if changes { Rights::WRITE } else { Rights(0) };
-        check_capability(&capability, wanted, peer)?;
+        check_capability(&self.parts.shared, &capability, wanted, peer)?;
         let Some(record) = self.record(partition, fid) else {
             self.opens.remove(fid, ask.open_id);
             return if close { Ok(FileState::default()) } else { Err(stale()) };
@@ -312,7 +313,7 @@ impl FileService {
         ask: FileRegions,
     ) -> Result<FileState, Failure> {
         let capability = Capability::from(&ask.capability);
-        check_capability(&capability, Rights::WRITE, peer)?;
+        check_capability(&self.parts.shared, &capability, Rights::WRITE, peer)?;
         let fid = capability.fid;
         let record = self.record(partition, fid).ok_or_else(stale)?;
         let first = u64::from(ask.run) * u64::from(RUN_REGIONS);

@@ -22,7 +22,7 @@ impl FileService {
         ask: &FileTruncate,
     ) -> Result<FileState, Failure> {
         let capability = Capability::from(&ask.capability);
-        check_capability(&capability, Rights::WRITE, peer)?;
+        check_capability(&self.parts.shared, &capability, Rights::WRITE, peer)?;
         let fid = capability.fid;
         let _lock = self.locks.lock(fid).await;
         let known = self.record(partition, fid).ok_or_else(stale)?;

@@ -135,6 +135,7 @@ impl WriteThrough {
             rights: rights.0,
             guard: Guard { size, mtime_ns },
             truncate: false,
+            owner: request.owner,
         };
         self.parts.ask_file(Kind::FileOpen, fid, &ask).await
     }

@@ -109,7 +109,9 @@ impl SessionTable {
 
     fn open(&mut self, id: SessionId, open: &SessionOpen) -> SessionOutcome {
         match self.sessions.get(&id) {
-            Some(session) if session.open.key != open.key => SessionOutcome::OtherKey,
+            Some(session) if session.open.key != open.key || session.open.owner != open.owner => {
+                SessionOutcome::OtherKey
+            }
             // A number is never given twice, also while only doubts are left of it.
             Some(session) if session.closed => SessionOutcome::NoSession,
             Some(_) => SessionOutcome::Done,

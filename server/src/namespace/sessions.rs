@@ -10,13 +10,14 @@ use bb_proto::meta::{
 };
 use bb_proto::{Code, Failure, Kind, PartitionId, ServiceClass, SessionId, partition_of_session};
 use bb_runtime::Instant;
-use bb_transport::{Incoming, Response, Role};
+use bb_transport::{Incoming, Peer, Response, Role};
 
 use super::Namespace;
 use super::session_mutation::{SessionChange, SessionMutation, SessionOutcome};
 use super::write_through::no_session;
 use crate::files::{FileService, Parts};
 use crate::partition::{Mutation, Partition};
+use crate::rights;
 
 /// Shortest and longest key: 128 random bits at least, so that no two clients draw the same.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 16..=64;
@@ -39,6 +40,10 @@ pub fn session_of_key(key: &[u8]) -> SessionId {
     SessionId(xxhash_rust::xxh3::xxh3_64(key).max(1))
 }
 
+fn is_known(partition: &Partition, session: SessionId) -> bool {
+    partition.state().sessions.get(session).is_some()
+}
+
 impl SessionService {
     /// A session that is not heard of for `lease` is dead.
     pub fn new(
@@ -57,7 +62,11 @@ impl SessionService {
     /// [`Code::Invalid`] for a key that cannot be used; [`Code::Busy`] where nobody serves its
     /// partition yet; what the log says.
     pub async fn open(&self, request: &Incoming) -> Result<Response, Failure> {
-        let open: SessionOpen = decode(&request.body)?;
+        let mut open: SessionOpen = decode(&request.body)?;
+        // Passed on by a server, it says whose it is.
+        if request.peer.role == Role::Client {
+            open.owner = rights::owner(&self.parts.shared, &request.peer)?;
+        }
         if !KEY_BYTES.contains(&open.key.len()) {
             return Err(Failure::new(Code::Invalid, "a session's key has 16 to 64 bytes"));
         }
@@ -96,17 +105,19 @@ impl SessionService {
     ) -> Result<Response, Failure> {
         match request.header.kind {
             Kind::Namespace => {
-                let ask: Request = decode(&request.body)?;
+                let mut ask: Request = decode(&request.body)?;
                 let session = SessionId(ask.session);
-                self.known(&partition, session)?;
+                ask.owner = self.known(&partition, session, &request.peer)?;
                 self.hear(session);
+                let shared = &self.parts.shared;
+                ask.credentials = rights::acting(shared, ask.credentials, &request.peer).await?;
                 let reply = self.namespace.clone().perform(partition, ask).await?;
                 Ok(Response::body(encode(&reply)))
             }
             Kind::SessionRenew => {
                 let ask: SessionRenew = decode(&request.body)?;
                 let session = SessionId(ask.session);
-                self.known(&partition, session)?;
+                self.known(&partition, session, &request.peer)?;
                 self.hear(session);
                 Ok(Response::body(encode(&Done {})))
             }
@@ -116,7 +127,11 @@ impl SessionService {
             }
             Kind::SessionClose => {
                 let ask: SessionRenew = decode(&request.body)?;
-                self.close(&partition, SessionId(ask.session)).await?;
+                let session = SessionId(ask.session);
+                if is_known(&partition, session) {
+                    self.known(&partition, session, &request.peer)?;
+                }
+                self.close(&partition, session).await?;
                 Ok(Response::body(encode(&Done {})))
             }
             kind => {
@@ -126,8 +141,17 @@ impl SessionService {
         }
     }
 
-    fn known(&self, partition: &Partition, session: SessionId) -> Result<(), Failure> {
-        partition.state().sessions.get(session).map(drop).ok_or_else(no_session)
+    /// The user whom a session belongs to, if that is the peer's.
+    fn known(
+        &self,
+        partition: &Partition,
+        session: SessionId,
+        peer: &Peer,
+    ) -> Result<Option<u32>, Failure> {
+        let state = partition.state();
+        let owner = state.sessions.get(session).ok_or_else(no_session)?.open.owner;
+        rights::check_session(&self.parts.shared, owner, peer)?;
+        Ok(owner)
     }
 
     fn hear(&self, session: SessionId) {
@@ -146,7 +170,7 @@ impl SessionService {
 
     /// Ends a session: its opens first, so that a crash in between leaves a session to end again.
     async fn close(&self, partition: &Rc<Partition>, session: SessionId) -> Result<(), Failure> {
-        if self.known(partition, session).is_err() {
+        if !is_known(partition, session) {
             return Ok(());
         }
         let end = SessionRenew { session: session.0, acknowledged: 0 };

@@ -15,7 +15,13 @@ fn context() -> ApplyContext {
 }
 
 fn open(byte: u8) -> SessionChange {
-    SessionChange::Open(SessionOpen { key: vec![byte; 16], host: "h".into(), pid: 1, job: 2 })
+    SessionChange::Open(SessionOpen {
+        key: vec![byte; 16],
+        host: "h".into(),
+        pid: 1,
+        job: 2,
+        owner: None,
+    })
 }
 
 fn binding(byte: u8) -> Binding {
@@ -25,7 +31,8 @@ fn binding(byte: u8) -> Binding {
 fn intent() -> Intent {
     let credentials = Credentials { uid: 1, gid: 2, groups: vec![3], umask: 0 };
     let process = ProcessId { node: NodeId(1), incarnation: Incarnation(2) };
-    let request = Namespace { session: 1, sequence: 1, acknowledged: 0, credentials, op: None };
+    let request =
+        Namespace { session: 1, sequence: 1, acknowledged: 0, credentials, owner: None, op: None };
     Intent { request, process, at_ns: 5, source: Some(binding(1)), victim: None }
 }
 

@@ -30,6 +30,7 @@ use crate::partition::region_mutation::ProcessId;
 use crate::partition::{HostConfig, OnServe, PartitionHost, background, journal::Journal};
 use crate::planted::{self, Planted};
 use crate::residency::Residency;
+use crate::security::Secured;
 
 /// Usual lease of a session: several lost renewals, and a server that restarts.
 pub const SESSION_LEASE: Duration = Duration::from_secs(60);
@@ -66,6 +67,8 @@ pub struct Parts {
     pub metadata_bytes_max: u64,
     /// How much the planner does at a time, where this node leads.
     pub plan: PlanLimits,
+    /// What clients have to prove; without it they are trusted.
+    pub security: Option<Secured>,
 }
 
 /// Tells an operator how a start goes on.
@@ -375,6 +378,9 @@ fn context(rt: &Rt, parts: &Parts, log: Log, replayed: &Replayed, mut map: Clust
     }
     let tick = replayed.local.tick();
     let shared = Shared::new(rt, node, parts.address.clone(), incarnation, map, tick);
+    if let Some(security) = &parts.security {
+        shared.secure(security.clone());
+    }
     Context {
         rt: rt.clone(),
         pool: parts.pool.clone(),

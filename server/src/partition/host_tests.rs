@@ -34,8 +34,14 @@ fn code<T>(result: Result<T, Failure>) -> (Code, u64) {
 
 fn look_up(life: &Life, fid: Fid, at: PartitionId) -> LookupReply {
     let partition = life.host.partition(at).unwrap();
-    crate::partition::serve_region::look_up(&partition.state(), fid, REGION_START, 2 * REGION_START)
-        .unwrap()
+    crate::partition::serve_region::look_up(
+        &partition.state(),
+        fid,
+        REGION_START,
+        2 * REGION_START,
+        |_| None,
+    )
+    .unwrap()
 }
 
 async fn submit(life: &Life, at: PartitionId, mutation: RegionMutation) -> RegionOutcome {

@@ -37,7 +37,7 @@ impl PartitionHost {
     ) -> Result<Response, Failure> {
         let commit = Commit::decode(&request.body)
             .map_err(|e| Failure::new(Code::Invalid, e.to_string()))?;
-        check_capability(&commit.capability, Rights::WRITE, &request.peer)?;
+        check_capability(&self.env.shared, &commit.capability, Rights::WRITE, &request.peer)?;
         let id = commit.descriptor.pg;
         let trusted = commit.capability.rights.allows(Rights::SERVER);
         if !trusted && commit.capability.session != id.session {

@@ -147,7 +147,7 @@ impl PartitionHost {
     ) -> Result<Response, Failure> {
         let wanted: GetInline = decode(&request.body)?;
         let capability = Capability::from(&wanted.capability);
-        check_capability(&capability, Rights::READ, &request.peer)?;
+        check_capability(&self.env.shared, &capability, Rights::READ, &request.peer)?;
         let state = partition.state();
         let pg = state.pgs.find(wanted.pg.into());
         let pg = pg.filter(|pg| pg.fid == capability.fid && !pg.inline.is_empty());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bb_proto::meta::{
     ByteCounts, Done, FragmentInfo, Lookup, LookupReply, RegionName, RegionTruncate, decode, encode,
 };
-use bb_proto::{Capability, Code, Failure, Fid, RegionIndex, Rights, TruncateEpoch, Writer};
+use bb_proto::{Capability, Code, Failure, Fid, PgId, RegionIndex, Rights, TruncateEpoch, Writer};
 use bb_transport::{Incoming, Response};
 
 use super::engine::Partition;
@@ -17,12 +17,14 @@ use super::mutation::Mutation;
 use super::region::Region;
 use super::region_mutation::{RegionId, RegionMutation, RegionOutcome, RegionRefusal};
 use super::state::PartitionState;
-use crate::rights::{check_capability, check_server};
+use crate::rights::{check_capability, check_server, group_permission};
 
 /// Bytes of a page of a lookup, as estimated: well below the longest body.
 const PAGE_BYTES: usize = 512 << 10;
 /// Most bytes that the encoding of a fragment takes: five varints and their tags.
 const INFO_BYTES: usize = 40;
+/// And that of a permission.
+const PERMISSION_BYTES: usize = 18;
 
 impl PartitionHost {
     pub(super) fn serve_lookup(
@@ -32,10 +34,11 @@ impl PartitionHost {
     ) -> Result<Response, Failure> {
         let lookup: Lookup = decode(&request.body)?;
         let capability = Capability::from(&lookup.capability);
-        check_capability(&capability, Rights::READ, &request.peer)?;
+        check_capability(&self.env.shared, &capability, Rights::READ, &request.peer)?;
         let end = lookup.offset.checked_add(lookup.len).filter(|_| lookup.len > 0);
         let end = end.ok_or_else(|| Failure::new(Code::Invalid, "an impossible range"))?;
-        let reply = look_up(&partition.state(), capability.fid, lookup.offset, end)?;
+        let permit = |pg| group_permission(&self.env.shared, pg, capability.fid, &request.peer);
+        let reply = look_up(&partition.state(), capability.fid, lookup.offset, end, permit)?;
         Ok(Response::body(encode(&reply)))
     }
 
@@ -172,7 +175,8 @@ pub fn byte_counts(region: &Region) -> ByteCounts {
     }
 }
 
-/// Fragments of `offset .. end` of a file, as many as fit a page.
+/// Fragments of `offset .. end` of a file, as many as fit a page, each group with what permits to
+/// read it.
 ///
 /// # Errors
 /// [`Code::Invalid`] for a range across a region's border.
@@ -181,6 +185,7 @@ pub fn look_up(
     fid: Fid,
     offset: u64,
     end: u64,
+    permit: impl Fn(PgId) -> Option<[u8; 16]>,
 ) -> Result<LookupReply, Failure> {
     let mut reply = LookupReply {
         fragments: Vec::new(),
@@ -188,6 +193,7 @@ pub fn look_up(
         end,
         epoch: 0,
         zeros_from: u64::MAX,
+        permissions: Vec::new(),
     };
     let Some(region_log2) = state.regions.region_log2(fid) else { return Ok(reply) };
     let number = offset >> region_log2;
@@ -210,7 +216,12 @@ pub fn look_up(
         let group = *groups.entry(pg).or_insert(next);
         if group == next {
             let mut out = Writer::default();
-            state.pgs.get(pg).descriptor.encode(&mut out);
+            let found = &state.pgs.get(pg).descriptor;
+            found.encode(&mut out);
+            if let Some(permission) = permit(found.pg) {
+                bytes += PERMISSION_BYTES;
+                reply.permissions.push(permission.to_vec());
+            }
             let descriptor = out.finish();
             bytes += descriptor.len();
             reply.descriptors.push(descriptor);

@@ -112,7 +112,7 @@ impl Elsewhere {
 }
 
 fn peer(role: Role) -> Rc<Peer> {
-    Rc::new(Peer { connection: 1, role, host: "test".into() })
+    Rc::new(Peer { connection: 1, role, host: "test".into(), proven: None })
 }
 
 /// One machine through several lives of its server.

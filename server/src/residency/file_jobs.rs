@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::rights::check_capability;
+use crate::rights::{check_capability, check_operation, owner};
 use bb_proto::meta::{
     FileOperation, OPERATION_UNKNOWN, OperationState, OperationStatus, Residency as Kind, decode,
     encode,
@@ -48,6 +48,8 @@ pub(super) struct FileJob {
     pub residency: Kind,
     pub range: Range,
     pub force: Force,
+    /// User who started it, where users are proven.
+    pub owner: Option<u32>,
     /// Goes on with the sync session of a process that is gone.
     pub resumed: bool,
     pub bytes_total: Cell<u64>,
@@ -73,6 +75,7 @@ impl FileJob {
             residency,
             range,
             force: Force::Stop,
+            owner: None,
             resumed: false,
             bytes_total: Cell::new(0),
             bytes_done: Cell::new(0),
@@ -199,7 +202,7 @@ impl Residency {
         let throws_away = residency == Kind::PurgeDirty || force != Force::Stop;
         let writes = capability.rights.allows(Rights::WRITE);
         let rights = if throws_away || writes { Rights::WRITE } else { Rights::READ };
-        check_capability(&capability, rights, &request.peer)?;
+        check_capability(&self.ctx.shared, &capability, rights, &request.peer)?;
         if self.parts.partition_of(capability.fid, RegionIndex(0)) != partition.id() {
             return Err(invalid("the file belongs to another partition"));
         }
@@ -220,6 +223,7 @@ impl Residency {
         let range = Range { start: wanted.offset, end };
         let mut job = FileJob::new(op, capability.fid, partition, residency, range);
         job.force = force;
+        job.owner = owner(&self.ctx.shared, &request.peer)?;
         if number.0 != SessionId(0) {
             self.file_jobs.numbers.borrow_mut().insert(number, op);
         }
@@ -257,6 +261,7 @@ impl Residency {
                 OperationState { op: wanted.op, ended: true, failure, ..Default::default() };
             return Ok(Response::body(encode(&state)));
         };
+        check_operation(&self.ctx.shared, job.owner, &request.peer)?;
         if wanted.cancel && !job.cancelled.replace(true) {
             job.ended.notify_all();
         }

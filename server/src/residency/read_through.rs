@@ -32,7 +32,7 @@ impl Residency {
     ) -> Result<Response, Failure> {
         let wanted: ReadThrough = decode(&request.body)?;
         let capability = Capability::from(&wanted.capability);
-        check_capability(&capability, Rights::READ, &request.peer)?;
+        check_capability(&self.ctx.shared, &capability, Rights::READ, &request.peer)?;
         let invalid = |why: &str| Failure::new(Code::Invalid, why);
         if wanted.len == 0 || wanted.len > PAYLOAD_BYTES_MAX {
             return Err(invalid("a read has from 1 byte to one payload"));

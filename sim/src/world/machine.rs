@@ -146,6 +146,7 @@ impl Machine {
         let bfs = self.site.bfs.process();
         *life.bfs.borrow_mut() = Some(bfs.clone());
         let parts = Parts {
+            security: None,
             address: self.address.clone(),
             pool: pool.clone(),
             log: self.log_disk.attach(),

@@ -18,6 +18,7 @@ fn request(client: &Client<'_>, acknowledged: ClientSequence, op: NamespaceOp) -
         sequence: client.number(),
         acknowledged: acknowledged.0,
         credentials: Credentials { uid, gid: uid, groups: vec![], umask: 0 },
+        owner: None,
         op: Some(op),
     })
 }

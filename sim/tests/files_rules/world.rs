@@ -134,7 +134,7 @@ impl Life {
     ) -> Result<Response, Failure> {
         let header =
             Header { target: target.0, fence: 1, ..Header::request(kind, ServiceClass::Client) };
-        let peer = Rc::new(Peer { connection: 1, role, host: "test".into() });
+        let peer = Rc::new(Peer { connection: 1, role, host: "test".into(), proven: None });
         let request = Incoming { header, body, payload: None, peer };
         if kind == Kind::SessionClose && target.0 == bb_server::files::WHOLE_NODE {
             return self.files.end_session_here(self.host.partitions(), &request).await;
@@ -314,7 +314,8 @@ impl World {
     }
 
     pub async fn session(&self, key: u8) -> Client<'_> {
-        let open = SessionOpen { key: vec![key; 16], host: "h".into(), pid: 1, job: 0 };
+        let open =
+            SessionOpen { key: vec![key; 16], host: "h".into(), pid: 1, job: 0, owner: None };
         let body = self.ask(Kind::SessionOpen, PartitionId(0), encode(&open)).await.expect("open");
         let reply: SessionOpenReply = decode(&body).expect("reply");
         Client { world: self, session: SessionId(reply.session), next: Cell::new(1), uid: 7 }
@@ -349,7 +350,7 @@ impl Client<'_> {
         let uid = self.uid;
         let credentials = Credentials { uid, gid: uid, groups: vec![], umask: 0 };
         let (session, op) = (self.session.0, Some(op));
-        encode(&Namespace { session, sequence, acknowledged: 0, credentials, op })
+        encode(&Namespace { session, sequence, acknowledged: 0, credentials, owner: None, op })
     }
 
     pub fn home(&self) -> PartitionId {

@@ -450,7 +450,12 @@ impl World {
                 fence: request.fence,
                 ..Header::request(request.kind, request.class)
             };
-            let peer = Rc::new(Peer { connection: 1, role: Role::Server, host: "test".into() });
+            let peer = Rc::new(Peer {
+                connection: 1,
+                role: Role::Server,
+                host: "test".into(),
+                proven: None,
+            });
             let incoming = Incoming { header, body: request.body.clone(), payload: None, peer };
             let host = life.host.clone();
             let handled = life.rt.spawn(async move { host.handle_replica(incoming).await });

@@ -118,7 +118,12 @@ impl Net {
                     deadline_ms: u32::try_from(request.deadline.as_millis()).unwrap(),
                     ..Header::request(kind, request.class)
                 };
-                let peer = Rc::new(Peer { connection: 1, role: Role::Server, host: "test".into() });
+                let peer = Rc::new(Peer {
+                    connection: 1,
+                    role: Role::Server,
+                    host: "test".into(),
+                    proven: None,
+                });
                 let incoming = Incoming { header, body: request.body, payload: None, peer };
                 let answer = match kind {
                     Kind::FileOperation
