@@ -421,3 +421,32 @@ async fn sync_on(file: &bb_client::File) {
         }
     }
 }
+
+#[test]
+fn a_voter_that_was_left_out_and_votes_again_under_another_number_starts_again() {
+    const WHOLE_WITHIN: Duration = Duration::from_secs(90);
+    in_cluster(5, |world| async move {
+        let replaced = &world.machines[1];
+        replaced.is_kept_up.set(false);
+        replaced.kill();
+        world.rt.sleep(FAIL_OVER).await;
+        let entry = world.map().and_then(|map| {
+            let mut nodes = map.nodes.iter().filter(|node| !node.has_left());
+            nodes.find(|node| node.address == *replaced.address.0).cloned()
+        });
+        // Of four nodes three vote, of five all: one of the others is left out, and comes back.
+        world.give_up_node(&entry.expect("known"), false).await.expect("given up");
+        world.take_in(replaced).await.expect("joined");
+        assert!(world.until_whole(WHOLE_WITHIN).await, "{}", world.what_is_missing());
+        world.rt.sleep(FAIL_OVER).await;
+        let map = world.map().expect("a map");
+        assert_eq!(map.nodes.iter().filter(|node| node.voter > 5).count(), 2, "new numbers");
+        for machine in &world.machines {
+            machine.is_kept_up.set(false);
+            machine.kill();
+            machine.is_kept_up.set(true);
+            world.rt.sleep(FAIL_OVER).await;
+            assert!(world.until_whole(WHOLE_WITHIN).await, "{}", world.what_is_missing());
+        }
+    });
+}
