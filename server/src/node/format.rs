@@ -15,7 +15,7 @@ use bb_proto::cluster::{Propose, ProposeReply};
 use bb_proto::meta::{GetMap, GetMapReply, decode, encode};
 use bb_proto::{DeviceId, Incarnation, Kind, NodeId, PartitionId, ServiceClass, Tick};
 use bb_runtime::{BufPool, Rt};
-use bb_transport::{Address, Caller, Outgoing};
+use bb_transport::{Address, CallError, Caller, Outgoing};
 
 use super::StartError;
 use super::replay::Replayed;
@@ -176,6 +176,7 @@ async fn ask_to_join(
     let give_up = rt.now() + plan.patience;
     let mut last = "no node answers".to_owned();
     while rt.now() < give_up {
+        let mut rejections = 0;
         for node in &plan.map.nodes {
             let address = Address::from(node.address.as_str());
             let ask = |kind, body: Vec<u8>| {
@@ -185,6 +186,7 @@ async fn ask_to_join(
             let reply: ProposeReply = match ask(Kind::Propose, body.clone()).await {
                 Ok(answer) => decode(&answer.body).map_err(|f| refused(f.to_string()))?,
                 Err(error) => {
+                    rejections += usize::from(matches!(error, CallError::Rejected(_)));
                     last = format!("{}: {error}", node.address);
                     continue;
                 }
@@ -201,6 +203,10 @@ async fn ask_to_join(
                 decode(&answer.body).map_err(|failure| refused(failure.to_string()))?;
             let map = ClusterMap::decode_map(&reply.map)?;
             return Ok((NodeId(executed.node), executed.devices, map));
+        }
+        // Another method of authentication, or another cluster key: asking again does not help.
+        if rejections == plan.map.nodes.len() {
+            break;
         }
         rt.sleep(Duration::from_millis(200)).await;
     }
