@@ -95,13 +95,18 @@ pub fn bbd() -> PathBuf {
 impl Cluster {
     /// Formats it. Nothing runs yet.
     pub fn format(shape: &Shape) -> Self {
+        Self::format_with(shape, "")
+    }
+
+    /// The same, with more in its `bb.conf`.
+    pub fn format_with(shape: &Shape, more: &str) -> Self {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("real-{}-{number}", std::process::id());
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         fs::create_dir_all(directory.join("bfs")).expect("a directory");
         let cluster = Self { directory, address: free_address(), server: None, starts: 0 };
-        fs::write(cluster.path("bb.conf"), cluster.configuration(shape, &cluster.address))
-            .expect("bb.conf");
+        let text = cluster.configuration(shape, &cluster.address) + more;
+        fs::write(cluster.path("bb.conf"), text).expect("bb.conf");
         cluster.format_again();
         cluster
     }

@@ -3,6 +3,7 @@
 
 mod commands;
 mod crashes;
+mod credentials;
 mod damage;
 mod faults;
 mod full;
