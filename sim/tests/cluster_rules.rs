@@ -393,8 +393,9 @@ fn a_primary_that_had_no_time_to_hand_over_is_asked_again() {
             file.fsync().await.expect("durable");
             // Each partition is at work on the backing file system, which hangs.
             let hang = BfsFaults { hang_ppm: 1_000_000, hang_max, ..BfsFaults::default() };
+            let clock = writer.rt.clone();
             drop(writer.rt.spawn(async move {
-                sync_on(&file).await;
+                sync_on(&clock, &file).await;
             }));
             if n == 39 {
                 world.bfs.set_faults(hang);
@@ -413,8 +414,9 @@ fn a_primary_that_had_no_time_to_hand_over_is_asked_again() {
 }
 
 /// Synchronizes a file again and again.
-async fn sync_on(file: &bb_client::File) {
+async fn sync_on(rt: &bb_runtime::Rt, file: &bb_client::File) {
     loop {
+        rt.sleep(Duration::from_millis(200)).await;
         let _ = file.pwrite(&bytes_of(100, 1), 0).await;
         if let Ok(operation) = file.start(Residency::Sync, 0, 0, 0).await {
             let _ = operation.wait(|_| {}).await;
