@@ -80,11 +80,9 @@ struct Job<'a> {
 
 impl Job<'_> {
     async fn one(&self, path: &[u8]) -> Result<(), Error> {
-        // Dropping what exists nowhere else is a change of the file.
-        let flags = match self.residency {
-            Residency::PurgeDirty => libc::O_RDWR,
-            _ => libc::O_RDONLY,
-        };
+        // Dropping what exists nowhere else is a change of the file; so is one side's victory.
+        let changes = self.residency == Residency::PurgeDirty || self.arguments.force.is_some();
+        let flags = if changes { libc::O_RDWR } else { libc::O_RDONLY };
         let file = self.session.client.open(path, flags, 0).await?;
         let done = self.operate(&file).await;
         let closed = file.close().await;

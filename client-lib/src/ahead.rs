@@ -32,8 +32,12 @@ pub(crate) struct ReadAhead {
 }
 
 impl Inner {
-    /// True if this read follows the last one; starts to read ahead then.
+    /// True if this read follows the last one; starts to read ahead then. Without read-ahead no read
+    /// fetches more than it was asked for.
     pub fn follow(self: &Rc<Self>, file: &File, range: &Range<u64>) -> bool {
+        if self.options.read_ahead_bytes == 0 {
+            return false;
+        }
         let size = file.node.size();
         let mut ahead = file.ahead().borrow_mut();
         let follows = range.start == ahead.next && range.start > 0
@@ -49,7 +53,7 @@ impl Inner {
         let from = ahead.done.max(range.end);
         let to = size.min(range.end + ahead.window);
         // Not for less than half a window: few large turns instead of many small ones.
-        if !ahead.running && self.options.read_ahead_bytes > 0 && from + ahead.window / 2 <= to {
+        if !ahead.running && from + ahead.window / 2 <= to {
             ahead.done = to;
             ahead.running = true;
             self.start_ahead(file, from..to);
@@ -67,11 +71,12 @@ impl Inner {
         let follows = ahead.group == Some((descriptor.pg, *pg_offset as u64));
         ahead.group = Some((descriptor.pg, end));
         drop(ahead);
-        if follows && end < descriptor.data_bytes() {
+        if follows && self.options.read_ahead_bytes > 0 && end < descriptor.data_bytes() {
             let (inner, descriptor) = (self.clone(), descriptor.clone());
             let capability = self.capability_of(&file.node, &file.opened.capability.get());
             let segment = u32::try_from(index(end) / SEGMENT_BYTES).unwrap_or(u32::MAX);
             if self.cache.peek((descriptor.pg, segment)).is_none() {
+                self.link.count(|counters| counters.read_ahead += 1);
                 self.rt().spawn(async move {
                     // Who reads it meets its errors.
                     let options = ReadOptions::default();
@@ -109,6 +114,7 @@ impl Inner {
                 }
             }
         }
+        self.link.count(|counters| counters.read_ahead += wanted.len() as u64);
         stream::iter(wanted)
             .for_each_concurrent(AHEAD_PARALLEL, |(descriptor, segment)| async move {
                 // Who reads it meets its errors.

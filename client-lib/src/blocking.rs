@@ -18,6 +18,7 @@ use bb_proto::meta::{
     Attributes, Credentials, DirEntry, FileState, OperationState, Residency, Space,
 };
 
+use crate::counters::Counters;
 use crate::error::{Error, Result};
 use crate::options::ClientOptions;
 use drive::Shared;
@@ -241,6 +242,15 @@ impl Client {
     /// What reading and writing parity groups took so far.
     pub fn statistics(&self) -> PgStats {
         let count = |inside: &core::Inside| inside.client.statistics();
+        self.shared
+            .shared
+            .call(move |inside| Box::pin(async move { Ok(count(&inside)) }))
+            .unwrap_or_default()
+    }
+
+    /// What the client did so far, in all; nothing of one that has failed.
+    pub fn counters(&self) -> Counters {
+        let count = |inside: &core::Inside| inside.client.counters();
         self.shared
             .shared
             .call(move |inside| Box::pin(async move { Ok(count(&inside)) }))

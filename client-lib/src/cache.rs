@@ -37,6 +37,7 @@ pub(crate) struct PgCache {
     /// Limit of the memory that they take, which is more than what is in them.
     limit_bytes: u64,
     used_bytes: Cell<u64>,
+    used_bytes_max: Cell<u64>,
     stamp: Cell<u64>,
     entries: RefCell<BTreeMap<Key, Entry>>,
     order: RefCell<BTreeMap<u64, Key>>,
@@ -55,6 +56,7 @@ impl PgCache {
             pool,
             limit_bytes,
             used_bytes: Cell::new(0),
+            used_bytes_max: Cell::new(0),
             stamp: Cell::new(0),
             entries: RefCell::default(),
             order: RefCell::default(),
@@ -94,6 +96,11 @@ impl PgCache {
         Cached::Fetch(Fetching { cache: self.clone(), key })
     }
 
+    /// The most that was kept.
+    pub fn used_bytes_max(&self) -> u64 {
+        self.used_bytes_max.get()
+    }
+
     /// Gives up the least recently used piece. False if there is none.
     pub fn evict(&self) -> bool {
         let Some((_, key)) = self.order.borrow_mut().pop_first() else { return false };
@@ -122,6 +129,7 @@ impl Fetching {
         let before = cache.entries.borrow_mut().insert(self.key, entry);
         cache.order.borrow_mut().insert(stamp, self.key);
         cache.used_bytes.set(cache.used_bytes.get() + bytes);
+        cache.used_bytes_max.set(cache.used_bytes_max.get().max(cache.used_bytes.get()));
         if let Some(Entry::Coming(notify)) = before {
             notify.notify_all();
         }

@@ -13,6 +13,7 @@ use bb_runtime::{BufPool, Rt};
 use bb_transport::{Address, Caller};
 
 use crate::cache::PgCache;
+use crate::counters::Counters;
 use crate::error::{Error, Result};
 use crate::link::Link;
 use crate::node::Node;
@@ -80,6 +81,8 @@ impl Client {
         let share = pool.stats().total_bytes / 4;
         options.write_back_bytes = options.write_back_bytes.clamp(2 << 20, share.max(2 << 20));
         options.read_cache_bytes = options.read_cache_bytes.min(share);
+        // A call that gives up earlier cannot wait longer for one request.
+        options.request_timeout = options.request_timeout.min(options.command_timeout);
         let options = Rc::new(options);
         let link =
             Link::connect(rt.clone(), pool.clone(), caller.clone(), addresses, &options).await?;
@@ -141,6 +144,17 @@ impl Client {
     /// What reading and writing parity groups took so far.
     pub fn statistics(&self) -> PgStats {
         self.inner.io.stats()
+    }
+
+    /// What the client did so far, in all.
+    pub fn counters(&self) -> Counters {
+        let groups = self.inner.io.stats();
+        Counters {
+            gets: groups.gets + groups.hedge_gets,
+            puts: groups.puts + groups.hedge_puts,
+            kept_bytes_max: self.inner.cache.used_bytes_max(),
+            ..self.inner.link.counters()
+        }
     }
 
     /// The cluster map.

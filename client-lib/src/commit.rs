@@ -110,6 +110,9 @@ impl Inner {
         maybe_applied: &mut bool,
         give_up: bb_runtime::Instant,
     ) -> Step {
+        if matches!(error, CallError::TimedOut | CallError::Disconnected { .. }) {
+            self.link.count(|counters| counters.repeated += 1);
+        }
         let failure = match error {
             CallError::Refused(failure, _) => failure,
             CallError::TimedOut | CallError::Disconnected { maybe_sent: true } => {

@@ -7,7 +7,7 @@ use bb_proto::{Code, Failure};
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The system's error number: of the backing file system, or of a check in its stead.
-    #[error("{}: {detail}", std::io::Error::from_raw_os_error(*errno))]
+    #[error("{}", sentence(*errno, detail))]
     Errno {
         /// The number.
         errno: i32,
@@ -35,6 +35,11 @@ pub enum Error {
     /// A server's answer does not make sense.
     #[error("answer cannot be understood: {0}")]
     Protocol(String),
+}
+
+fn sentence(errno: i32, detail: &str) -> String {
+    let system = std::io::Error::from_raw_os_error(errno);
+    if detail.is_empty() { system.to_string() } else { format!("{system}: {detail}") }
 }
 
 /// Results of this crate.

@@ -6,6 +6,7 @@ pub mod blocking;
 mod cache;
 mod client;
 mod commit;
+mod counters;
 mod error;
 mod file;
 mod link;
@@ -34,6 +35,7 @@ pub use bb_cluster::{
 pub use bb_pgio::PgStats;
 pub use bb_transport::auth::{Choice as Authentication, Mode as AuthenticationMode};
 pub use client::Client;
+pub use counters::Counters;
 pub use error::{Error, Result};
 pub use file::File;
 pub use observe::{ClusterView, Observer};

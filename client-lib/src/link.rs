@@ -14,6 +14,7 @@ use bb_runtime::{Buf, BufMut, BufPool, Rt, sync::Notify};
 use bb_transport::{Address, Answer, CallError, Caller, Outgoing, Vitals};
 
 use crate::cache::PgCache;
+use crate::counters::Counters;
 use crate::error::{Error, Result};
 use crate::options::ClientOptions;
 
@@ -42,6 +43,7 @@ struct Inner {
     request_timeout: Duration,
     command_timeout: Duration,
     slice: Option<Rc<str>>,
+    counters: Cell<Counters>,
 }
 
 /// What to ask of a partition.
@@ -85,6 +87,7 @@ impl Link {
             request_timeout: options.request_timeout,
             command_timeout: options.command_timeout,
             slice: options.slice.as_deref().map(Rc::from),
+            counters: Cell::default(),
         }));
         let limit = options.connect_timeout.unwrap_or(options.command_timeout);
         let give_up = link.rt().now() + limit;
@@ -92,6 +95,9 @@ impl Link {
             match link.fetch_map().await {
                 Ok(()) => break,
                 Err(error @ Error::Rejected(_)) => return Err(error),
+                Err(Error::TimedOut { .. }) if link.0.rt.now() >= give_up => {
+                    return Err(Error::TimedOut { seconds: limit.as_secs() });
+                }
                 Err(error) if link.0.rt.now() >= give_up => return Err(error),
                 Err(_) => link.back_off(attempt).await,
             }
@@ -101,6 +107,18 @@ impl Link {
 
     pub fn rt(&self) -> &Rt {
         &self.0.rt
+    }
+
+    /// Counts something.
+    pub fn count(&self, change: impl FnOnce(&mut Counters)) {
+        let mut counters = self.0.counters.get();
+        change(&mut counters);
+        self.0.counters.set(counters);
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> Counters {
+        self.0.counters.get()
     }
 
     /// What was read and is kept.
@@ -169,6 +187,7 @@ impl Link {
                 },
                 Err(CallError::Rejected(text)) => return Err(Error::Rejected(text)),
                 Err(CallError::TimedOut | CallError::Disconnected { .. }) => {
+                    self.count(|counters| counters.repeated += 1);
                     self.refresh_map().await;
                 }
             }
@@ -237,7 +256,9 @@ impl Link {
                         _ => last = Some(Error::from(failure)),
                     },
                     Err(CallError::Rejected(text)) => last = Some(Error::Rejected(text)),
-                    Err(CallError::TimedOut | CallError::Disconnected { .. }) => {}
+                    Err(CallError::TimedOut | CallError::Disconnected { .. }) => {
+                        self.count(|counters| counters.repeated += 1);
+                    }
                 }
             }
             if let Some(error) = last {

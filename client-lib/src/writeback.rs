@@ -129,6 +129,10 @@ impl Inner {
                 break self.sealing_until(self.budget.acquire(bytes as u64)).await;
             }
         };
+        let used = self.options.write_back_bytes.saturating_sub(self.budget.free());
+        self.link.count(|counters| {
+            counters.unacknowledged_bytes_max = counters.unacknowledged_bytes_max.max(used);
+        });
         loop {
             if let Some(slab) = self.link.try_buffer(bytes) {
                 return (permit, slab);

@@ -66,7 +66,8 @@ pub enum Planted {
     ServeWithoutLease,
     /// Leases: a node is taken down before its lease and the drift of clocks are over.
     SkipLeaseWait,
-    /// Numbers that fence: records of an older configuration are taken.
+    /// Numbers that fence: requests and records of an older configuration are taken, and a primary
+    /// goes on under its own when a newer one has given its role away.
     IgnoreConfiguration,
     /// Committed: what the primary alone has logged counts.
     AckWithoutBackup,

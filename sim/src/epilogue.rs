@@ -76,7 +76,9 @@ pub async fn one_ordeal(bench: &Rc<Bench>) {
         return;
     }
     let at = usize::try_from(bench.world.draw(Ordeal::ALL.len() as u64)).unwrap_or(0);
-    let ordeal = Ordeal::ALL[at];
+    // What rots is read from others: how much memory that takes is a question of this family.
+    let rots = bench.family == Family::Rot && bench.world.one_in(2);
+    let ordeal = if rots { Ordeal::FewBuffers } else { Ordeal::ALL[at] };
     bench.note(|| format!("ordeal: {ordeal:?}"));
     if let Err(why) = ordeal.inflict(&bench.world).await {
         bench.violation(format!("{ordeal:?}: {why}"));
@@ -290,7 +292,11 @@ async fn torn_log(world: &Rc<World>) -> Result<(), String> {
 
 async fn few_buffers(world: &Rc<World>) -> Result<(), String> {
     const FILE_BYTES: usize = 8 << 20;
-    let writer = connect(world, 32 << 20).await?;
+    /// What groups hold while they wait for more must be several times the memory of the reader.
+    const READERS: usize = 24;
+    const PART_BYTES: usize = 4 << 20;
+    const POOL_BYTES: usize = 5 << 20;
+    let writer = connect_for(world, 32 << 20, PATIENCE).await?;
     let file = create(&writer).await?;
     let expected: Rc<Vec<u8>> = Rc::new((0..FILE_BYTES).map(byte_of).collect());
     file.pwrite(&expected, 0).await.map_err(text)?;
@@ -303,16 +309,18 @@ async fn few_buffers(world: &Rc<World>) -> Result<(), String> {
         FaultRates { read_error_ppm: 1_000_000, ..FaultRates::default() }
     };
     world.first().disks[0].set_rates(rates);
-    let reader = connect(world, 5 << 20).await?;
-    let file = Rc::new(reader.client.open(PATH, libc::O_RDONLY, 0).await.map_err(text)?);
-    let tasks: Vec<_> = (0..8)
+    let reader = connect_for(world, POOL_BYTES, PATIENCE).await?;
+    let tasks: Vec<_> = (0..READERS)
         .map(|n| {
-            let (file, expected) = (file.clone(), expected.clone());
+            let (process, expected) = (reader.clone(), expected.clone());
             reader.rt.spawn(async move {
-                let at = (n % 5) << 20;
-                let mut got = vec![0; 4 << 20];
+                // A file of its own for each, and nothing that looks like reading on: whole groups
+                // are asked for, each in one go.
+                let at = ((n % 4) << 20) + ((n + 1) << 12);
+                let file = process.client.open(PATH, libc::O_RDONLY, 0).await.map_err(text)?;
+                let mut got = vec![0; PART_BYTES];
                 let len = file.pread(&mut got, at as u64).await.map_err(text)?;
-                let right = got[..len] == expected[at..at + len];
+                let right = len == PART_BYTES && got == expected[at..at + len];
                 if right { Ok(()) } else { Err("wrong bytes".to_owned()) }
             })
         })

@@ -20,11 +20,19 @@ const FAIL_OVER: Duration = Duration::from_secs(12);
 
 /// Runs a test in a whole cluster of 2+1.
 fn in_cluster<F: Future>(nodes: usize, test: impl FnOnce(Rc<World>) -> F) -> F::Output {
+    in_cluster_of(nodes, 1, test)
+}
+
+fn in_cluster_of<F: Future>(
+    nodes: usize,
+    parity: u8,
+    test: impl FnOnce(Rc<World>) -> F,
+) -> F::Output {
     let executor = Executor::simulated(1);
     let rt = executor.rt();
     executor.block_on(async {
         let setup = Setup::draw(&rt, Family::NodesCalm);
-        let setup = Setup { nodes, devices: 2, data: 2, parity: 1, partitions: 8, ..setup };
+        let setup = Setup { nodes, devices: 2, data: 2, parity, partitions: 8, ..setup };
         let world = World::new(&rt, setup);
         world.begin(0).await.expect("a cluster");
         // Until primaries are spread.
@@ -330,10 +338,11 @@ async fn longest_pause(world: &Rc<World>, victim: &Rc<Machine>) -> Duration {
     let (rt, over) = (world.rt.clone(), ended.clone());
     let writing = writer.rt.spawn(async move {
         let mut longest = Duration::ZERO;
-        for at in 0.. {
+        loop {
             for file in &files {
+                rt.sleep(Duration::from_millis(20)).await;
                 let began = rt.now();
-                file.pwrite(&bytes_of(40_000, 7), at * 40_000).await.expect("written");
+                file.pwrite(&bytes_of(40_000, 7), 0).await.expect("written");
                 file.fsync().await.expect("durable");
                 longest = longest.max(rt.now().since(began));
             }
@@ -393,8 +402,9 @@ fn a_primary_that_had_no_time_to_hand_over_is_asked_again() {
             file.fsync().await.expect("durable");
             // Each partition is at work on the backing file system, which hangs.
             let hang = BfsFaults { hang_ppm: 1_000_000, hang_max, ..BfsFaults::default() };
+            let clock = writer.rt.clone();
             drop(writer.rt.spawn(async move {
-                sync_on(&file).await;
+                sync_on(&clock, &file).await;
             }));
             if n == 39 {
                 world.bfs.set_faults(hang);
@@ -413,11 +423,49 @@ fn a_primary_that_had_no_time_to_hand_over_is_asked_again() {
 }
 
 /// Synchronizes a file again and again.
-async fn sync_on(file: &bb_client::File) {
+async fn sync_on(rt: &bb_runtime::Rt, file: &bb_client::File) {
     loop {
+        rt.sleep(Duration::from_millis(200)).await;
         let _ = file.pwrite(&bytes_of(100, 1), 0).await;
         if let Ok(operation) = file.start(Residency::Sync, 0, 0, 0).await {
             let _ = operation.wait(|_| {}).await;
         }
     }
+}
+
+#[test]
+fn a_voter_that_was_left_out_and_votes_again_under_another_number_starts_again() {
+    const WHOLE_WITHIN: Duration = Duration::from_secs(90);
+    in_cluster_of(5, 2, |world| async move {
+        let replaced = &world.machines[1];
+        replaced.is_kept_up.set(false);
+        replaced.kill();
+        world.rt.sleep(FAIL_OVER).await;
+        let entry = world.map().and_then(|map| {
+            let mut nodes = map.nodes.iter().filter(|node| !node.has_left());
+            nodes.find(|node| node.address == *replaced.address.0).cloned()
+        });
+        // Of four nodes three vote, of five all: one of the others is left out, and comes back.
+        world.give_up_node(&entry.expect("known"), false).await.expect("given up");
+        world.take_in(replaced).await.expect("joined");
+        assert!(world.until_whole(WHOLE_WITHIN).await, "{}", world.what_is_missing());
+        let voters = || {
+            let map = world.map().expect("a map");
+            map.nodes.iter().map(|node| node.voter).collect::<Vec<_>>()
+        };
+        let new = || voters().into_iter().filter(|voter| *voter > 5).count();
+        for _ in 0..60 {
+            if new() < 2 {
+                world.rt.sleep(FAIL_OVER).await;
+            }
+        }
+        assert_eq!(new(), 2, "new numbers: {:?}", voters());
+        for machine in &world.machines {
+            machine.is_kept_up.set(false);
+            machine.kill();
+            machine.is_kept_up.set(true);
+            world.rt.sleep(FAIL_OVER).await;
+            assert!(world.until_whole(WHOLE_WITHIN).await, "{}", world.what_is_missing());
+        }
+    });
 }

@@ -11,6 +11,7 @@ mod namespaces;
 mod several;
 
 mod conformance;
+mod effects;
 mod failures;
 mod headers;
 mod mpi;

@@ -107,12 +107,7 @@ fn sum_of(value: &Value, name: &str) -> u64 {
 fn real_the_geometry_of_a_job_is_its_own() {
     let cluster = Cluster::started(&Shape { geometry: "2+1", ..Shape::default() });
     let programs = Programs::new(&cluster.address, &cluster.path("bfs"), 60);
-    let used = || {
-        let mut bbadm = Command::new(env!("CARGO_BIN_EXE_bbadm"));
-        bbadm.args(["--server", &cluster.address, "--json", "cluster", "status"]);
-        let status: Value = serde_json::from_str(&output(&mut bbadm)).expect("JSON");
-        sum_of(&status, "used_bytes")
-    };
+    let used = || sum_of(&cluster.status(), "used_bytes");
     let write = |name: &str, geometry: &str| {
         let before = used();
         let (place, _) = programs.place(name);

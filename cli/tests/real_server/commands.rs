@@ -110,3 +110,33 @@ fn real_commands_fail_with_the_words_and_codes_of_coreutils() {
     assert_eq!(down.status.code(), Some(1), "{said}");
     assert!(said.contains("bbadm: cannot connect to"), "{said}");
 }
+
+#[test]
+fn real_conflicts_with_the_backing_file_system_are_settled_as_the_user_says() {
+    let cluster = Cluster::started(&Shape { device_mib: 64, ..Shape::default() });
+    let source = cluster.path("source");
+    let from = source.display().to_string();
+    let settled: [(&str, &[u8]); 2] = [("buffer", b"second"), ("backing", b"changed below")];
+    for (winner, bytes) in settled {
+        let path = format!("/{winner}");
+        let below = cluster.path("bfs").join(winner);
+        for text in ["first", "second"] {
+            fs::write(&source, text).expect("a file");
+            cluster.bbctl_good(&["cp", &from, &format!("bb:{path}")]);
+            if text == "first" {
+                cluster.bbctl_good(&["sync", &path]);
+            }
+        }
+        fs::write(&below, "changed below").expect("a change behind our back");
+        let refused = cluster.bbctl(&["sync", &path]);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        assert!(said.contains("force"), "{said}");
+        assert_eq!(fs::read(&below).expect("read"), b"changed below");
+        assert!(cluster.bbctl_good(&["frag-stat", &path]).contains("changed on the backing"));
+        cluster.bbctl_good(&["sync", "--force", winner, &path]);
+        assert_eq!(fs::read(&below).expect("read"), bytes, "{winner}");
+        assert_eq!(cluster.bbctl(&["cat", &path]).stdout, bytes, "{winner}");
+        assert!(!cluster.bbctl_good(&["frag-stat", &path]).contains("changed on the backing"));
+    }
+}

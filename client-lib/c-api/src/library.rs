@@ -52,6 +52,7 @@ pub struct Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        monitor::ended(self.client.counters());
         if let Err(error) = self.client.shut_down() {
             log::error(&format!("the session did not end well: {error}"));
         }
@@ -225,7 +226,8 @@ pub fn finalize() -> Result<()> {
     if let Some(Known { settings: Ok(settings), .. }) = known
         && !settings.monitor_file.is_empty()
     {
-        monitor::write(&settings.monitor_file);
+        let present = connected().map(|connection| connection.client.counters());
+        monitor::write(&settings.monitor_file, present.unwrap_or_default());
     }
     result
 }

@@ -261,8 +261,10 @@ impl OpenFile {
         // Else nothing was written in this process.
         let synced = if is_open { self.file().and_then(|file| Ok(file.fsync()?)) } else { Ok(()) };
         let result = self.check().and(synced);
-        if result.is_err() {
+        if let Err(errno) = result {
             monitor::FAILURES.add(1);
+            // What was lost stays lost: nobody is told "durable" after this.
+            self.refused(0..u64::MAX, errno);
         }
         result
     }

@@ -58,10 +58,16 @@ impl Table {
     fn add_fd(&mut self, fd: i32, inode: u64) -> Option<Arc<OpenFile>> {
         let before = self.inodes.insert(fd, inode).filter(|before| *before != inode);
         let orphan = before.and_then(|before| self.remove_fd(fd, before));
-        if let Some(entry) = self.files.get_mut(&inode) {
-            entry.fds.insert(fd);
+        match self.files.get_mut(&inode) {
+            Some(entry) => {
+                entry.fds.insert(fd);
+                self.inodes.insert(fd, inode);
+            }
+            // Closed meanwhile, by somebody else.
+            None => {
+                self.inodes.remove(&fd);
+            }
         }
-        self.inodes.insert(fd, inode);
         orphan
     }
 }
@@ -104,7 +110,16 @@ pub fn find(fd: i32) -> Option<Named> {
     if stat.st_dev != device {
         return None;
     }
-    let file = read().files.get(&stat.st_ino)?.file.clone();
+    let (file, known) = {
+        let table = read();
+        let file = table.files.get(&stat.st_ino)?.file.clone();
+        (file, table.inodes.get(&fd) == Some(&stat.st_ino))
+    };
+    if !known {
+        // A copy that the C library has made: from now on it counts.
+        let orphan = lock().add_fd(fd, stat.st_ino);
+        drop_orphan(orphan);
+    }
     Some(Named { fd, file, size: u64::try_from(stat.st_size).unwrap_or(0) })
 }
 
@@ -181,7 +196,8 @@ pub fn resize(fd: i32, file: &OpenFile, size: u64, only_grow: bool) {
 /// What was written and could not be stored.
 pub fn close(named: &Named) -> Result<()> {
     let inode = raw::fstat(named.fd)?.st_ino;
-    let last = lock().remove_fd(named.fd, inode);
+    let removed = lock().remove_fd(named.fd, inode);
+    let last = removed.or_else(|| remove_closed(inode));
     let result = match last {
         Some(file) if file.closes_later() => {
             close_later(&file);
@@ -194,6 +210,16 @@ pub fn close(named: &Named) -> Result<()> {
     let closed = raw::close(named.fd).map(drop);
     library::disconnect_unused();
     result.and(closed)
+}
+
+/// Removes copies that were closed past the library. The file, if nothing is left of it.
+fn remove_closed(inode: u64) -> Option<Arc<OpenFile>> {
+    let fds = read().files.get(&inode).map(|entry| entry.fds.clone())?;
+    let device = DEVICE.load(Ordering::Acquire);
+    let is_its =
+        |fd: &i32| raw::fstat(*fd).is_ok_and(|stat| stat.st_ino == inode && stat.st_dev == device);
+    let mut closed = fds.into_iter().filter(|fd| !is_its(fd));
+    closed.find_map(|fd| lock().remove_fd(fd, inode))
 }
 
 fn close_later(file: &Arc<OpenFile>) {

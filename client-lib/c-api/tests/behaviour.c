@@ -60,15 +60,24 @@ static void a_descriptor_is_the_kernel_s(const char *dir)
     CHECK(memcmp(back, "12", 2) == 0 && lseek(fd, 0, SEEK_CUR) == 3);
     CHECK(ime_native_close(copy) == 0 && ime_native_close(second) == 0);
     CHECK(ime_native_pread(fd, back, 3, 0) == 3);
+    copy = dup(fd);
+    second = dup(fd);
+    CHECK(copy >= 0 && second >= 0 && ime_native_pwrite(copy, "copy", 4, 0) == 4);
+    CHECK(ime_native_pread(second, back, 4, 0) == 4 && close(second) == 0);
+    CHECK(ime_native_close(fd) == 0 && ime_native_pread(copy, back, 4, 0) == 4);
+    CHECK(memcmp(back, "copy", 4) == 0);
+    fd = fcntl(copy, F_DUPFD, 300);
+    CHECK(fd >= 300 && ime_native_pread(fd, back, 4, 0) == 4 && ime_native_close(copy) == 0);
     /* Past the library nothing is written that would be lost. */
     FAILS(write(fd, "lost", 4), EPERM);
     /* A number that was closed past the library and given away is not ours. */
     int pipes[2];
-    CHECK(close(fd) == 0 && pipe(pipes) == 0 && pipes[0] == fd);
+    CHECK(close(fd) == 0 && pipe(pipes) == 0 && dup2(pipes[0], fd) == fd && close(pipes[0]) == 0);
+    pipes[0] = fd;
     CHECK(ime_native_write(pipes[1], "pipe", 4) == 4 && ime_native_read(pipes[0], back, 100) == 4);
     FAILS(ime_native_lseek(pipes[0], 0, SEEK_SET), ESPIPE);
     CHECK(ime_native_close(pipes[0]) == 0 && ime_native_close(pipes[1]) == 0);
-    /* And the file that lost its descriptor was written back when the number came again. */
+    /* The file that lost its descriptor is well. */
     fd = ime_native_open(name_in(dir, "real"), O_RDONLY, 0);
     CHECK(fd >= 0 && kernel_size(fd) == 500 && ime_native_close(fd) == 0);
     close(low);

@@ -89,6 +89,8 @@ pub struct Fake {
     /// Nodes that take everything and answer nothing.
     pub mute: RefCell<BTreeSet<u32>>,
     pub map: RefCell<ClusterMap>,
+    /// What devices say of their load, in thousandths.
+    pub loads: RefCell<BTreeMap<u32, u32>>,
 }
 
 /// The address of a node; the first is the seed of every client.
@@ -145,6 +147,7 @@ impl Fake {
             down: Cell::new(false),
             dead: RefCell::default(),
             mute: RefCell::default(),
+            loads: RefCell::default(),
             map: RefCell::new(map(nodes, devices)),
         })
     }
@@ -218,8 +221,10 @@ impl Fake {
         bytes
     }
 
-    fn vitals(&self) -> Vitals {
-        Vitals { tick: Tick(self.tick()), load: 0, free_mib: 100 }
+    fn vitals(&self, kind: Kind, target: u32) -> Vitals {
+        let loads = self.loads.borrow();
+        let load = (kind == Kind::PutBlock).then(|| loads.get(&target)).flatten();
+        Vitals { tick: Tick(self.tick()), load: load.copied().unwrap_or(0), free_mib: 100 }
     }
 }
 
@@ -283,7 +288,7 @@ impl Caller for Handle {
             }
             if let Some(failure) = fake.misaddressed(node, &request) {
                 rt.sleep(delay()).await;
-                return Err(CallError::Refused(failure, fake.vitals()));
+                return Err(CallError::Refused(failure, fake.vitals(request.kind, request.target)));
             }
             let mut hook = fake.hook.borrow_mut().take();
             let fate = hook.as_mut().map_or(Fate::Served, |hook| hook(&request));
@@ -294,7 +299,10 @@ impl Caller for Handle {
                 Fate::Served => {}
                 Fate::Refused(failure) => {
                     rt.sleep(delay()).await;
-                    return Err(CallError::Refused(failure, fake.vitals()));
+                    return Err(CallError::Refused(
+                        failure,
+                        fake.vitals(request.kind, request.target),
+                    ));
                 }
                 Fate::NotConnected => return Err(CallError::Disconnected { maybe_sent: false }),
                 Fate::Lost => {
@@ -364,6 +372,7 @@ impl Fake {
     fn serve(&self, mut request: Outgoing) -> Result<Answer, CallError> {
         *self.state.borrow_mut().served.entry(request.kind).or_default() += 1;
         let sink = request.sink.take();
+        let vitals = self.vitals(request.kind, request.target);
         match self.answer(&request) {
             Ok((body, payload)) => {
                 let payload = sink.map(|mut sink: BufMut| {
@@ -371,9 +380,9 @@ impl Fake {
                     sink.copy_from_slice(&payload);
                     sink
                 });
-                Ok(Answer { body, payload, vitals: self.vitals() })
+                Ok(Answer { body, payload, vitals })
             }
-            Err(failure) => Err(CallError::Refused(failure, self.vitals())),
+            Err(failure) => Err(CallError::Refused(failure, vitals)),
         }
     }
 

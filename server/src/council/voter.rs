@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use bb_cluster::{ClusterMap, ClusterState};
-use bb_commitlog::Log;
+use bb_commitlog::{Log, LogError};
 use bb_consensus::{Consensus, CreateError, Role, Settings, StartError, VoterNumber};
 use bb_proto::NodeId;
 use bb_runtime::Rt;
@@ -14,6 +14,7 @@ use super::Council;
 use super::machine::{MapMachine, Replicated};
 use super::net::VoterNet;
 use super::store::{Ballots, Handle, LogStore, Mirror};
+use crate::context::Stream;
 
 /// A voter that cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,9 @@ pub enum VoterError {
     /// Its log.
     #[error("the voter's log: {0}")]
     Start(#[from] StartError),
+    /// What another voter has left there.
+    #[error("the voter's log: {0}")]
+    Log(#[from] LogError),
     /// A new group.
     #[error("the first map: {0}")]
     Create(#[from] CreateError),
@@ -75,10 +79,12 @@ impl Council {
         else {
             return Ok(());
         };
-        // What was logged under another number belongs to a voter that is no more.
         let ballots = match ballots.recovered().voter() {
-            Some(other) if other.0 != number => Ballots::default(),
-            _ => ballots,
+            Some(own) if own.0 == number => ballots,
+            _ => {
+                self.forget_votes()?;
+                Ballots::default()
+            }
         };
         let (recovered, mirror) = ballots.take();
         let number = VoterNumber(number);
@@ -111,6 +117,16 @@ impl Council {
         let this = self.clone();
         self.rt.spawn(async move { this.lead_when_elected(voter).await });
         Ok(())
+    }
+
+    /// What was logged under another number belongs to a voter that is no more: it is gone from the
+    /// log before the first record of this one, or the next replay would meet two voters' records.
+    fn forget_votes(&self) -> Result<(), VoterError> {
+        match self.log.retire(Stream::Map.id()) {
+            // The log keeps the order: what follows is not durable before this is.
+            Ok(_) | Err(LogError::UnknownStream { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The map says whether this node votes, and under which number.

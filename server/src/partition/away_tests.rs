@@ -131,7 +131,8 @@ fn groups_with_missing_members_are_counted_by_the_map_of_the_moment() {
             let commit = commit_of(fid, pg_at(at, 990, n), u64::from(n) * 100, 10);
             life.commit(at, &commit).await.unwrap();
         }
-        world.wait_s(2).await;
+        // Counted when the map changes, and now and then.
+        world.wait_s(12).await;
         let counts = |groups, unreadable| (groups, unreadable);
         let counted = || {
             let Degraded { groups, unreadable, .. } = life.host.degraded();

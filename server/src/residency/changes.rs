@@ -19,7 +19,7 @@ impl Residency {
     pub(super) async fn settle_changes(&self, job: &Rc<FileJob>) -> Result<bool, Failure> {
         let record = self.settled_record(job)?;
         let found = self.ctx.bfs.stat(&self.binding(&record)).await;
-        let guard = guard_of(&failures::confirm(&*self.ctx.bfs, found, "stat").await?);
+        let mut guard = guard_of(&failures::confirm(&*self.ctx.bfs, found, "stat").await?);
         let same = record.guard == guard && !record.rare().conflict;
         if same || planted::is(Planted::IgnoreGuard) {
             return Ok(true);
@@ -42,6 +42,14 @@ impl Residency {
             }
             (true, Force::Ours) => {
                 self.purge_all(job, &record, Kind::Purge).await?;
+                if guard.size > record.size {
+                    // What was written behind our end is not ours.
+                    let (bfs, binding) = (&*self.ctx.bfs, self.binding(&record));
+                    let cut = bfs.truncate(&binding, record.size).await;
+                    failures::confirm(bfs, cut, "truncate").await?;
+                    let found = bfs.stat(&binding).await;
+                    guard = guard_of(&failures::confirm(bfs, found, "stat").await?);
+                }
                 self.change_file(job, FileChange::SetGuard { guard }).await?;
                 self.change_file(job, FileChange::SetConflict { conflict: false }).await?;
                 Ok(true)

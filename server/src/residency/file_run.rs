@@ -64,6 +64,9 @@ impl Residency {
         if unsaved.bytes == 0 && !grown && !record.rare().conflict && !job.resumed {
             return Ok(());
         }
+        if job.resumed {
+            self.await_predecessor(job).await?;
+        }
         if !self.begin_session(job).await? {
             return Ok(());
         }

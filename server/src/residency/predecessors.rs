@@ -47,6 +47,29 @@ impl Residency {
         }
     }
 
+    /// Waits until the process that began the session is proven gone: a call of it that hangs may
+    /// change the file yet, and the guard that ends the session would be out of date. To be awaited
+    /// before the session is logged as ours.
+    pub(super) async fn await_predecessor(&self, job: &FileJob) -> Result<(), Failure> {
+        loop {
+            let session = self.record(job)?.rare().sync.filter(|sync| sync.op == job.op);
+            let Some(sync) = session.filter(|sync| sync.process != self.process()) else {
+                return Ok(());
+            };
+            match self.is_gone(sync.process).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(failure) => {
+                    tracing::debug!(fid = %job.fid, %failure, "whether a process is gone is not known");
+                }
+            }
+            if !job.partition.serves() {
+                return Err(Failure::new(Code::Fenced, "the session is another node's now"));
+            }
+            self.ctx.rt.sleep(ASK_AGAIN).await;
+        }
+    }
+
     /// Makes dirty again what predecessors that are proven gone were writing, in all partitions.
     pub(super) async fn settle_predecessors(&self) {
         for partition in self.partitions.all() {

@@ -122,3 +122,37 @@ fn host_name() -> String {
     let len = name.iter().position(|byte| *byte == 0).unwrap_or(0);
     if failed { String::new() } else { String::from_utf8_lossy(&name[..len]).into_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::gather;
+
+    fn options(environment: &[(&str, &str)]) -> ClientOptions {
+        let said =
+            |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+        let (values, errors) = gather(said);
+        assert_eq!(errors, Vec::<String>::new());
+        Settings::from_values(&values).expect("good").options()
+    }
+
+    /// What each does there is shown by client-lib/tests/options.rs and cli/tests/native_api.
+    #[test]
+    fn variables_become_the_options_of_the_client() {
+        let usual = options(&[]);
+        assert_eq!(usual.deterministic, None);
+        let kind = |kind| options(&[("IM_CLIENT_DATA_PLACEMENT_TYPE", kind)]).deterministic;
+        assert_eq!(kind("DETERMINISTIC"), Some(true));
+        assert_eq!(kind("NONDETERMINISTIC"), Some(false));
+        assert!(usual.read_ahead_bytes > 0);
+        assert_eq!(options(&[("IM_CLIENT_DISABLE_RA", "1")]).read_ahead_bytes, 0);
+        let buffers = [("IM_CLIENT_RD_BUFFERS", "64"), ("IM_CLIENT_WR_BUFFERS", "128")];
+        let buffers = options(&buffers);
+        assert_eq!((buffers.read_cache_bytes, buffers.write_back_bytes), (64 << 20, 128 << 20));
+        let times = [("IM_CLIENT_COMMAND_TIMEOUT", "7"), ("IM_RPC_CLIENT_TIMEOUT_SECONDS", "3")];
+        let times = options(&times);
+        assert_eq!(times.command_timeout, Duration::from_secs(7));
+        assert_eq!(times.request_timeout, Duration::from_secs(3));
+        assert_eq!(usual.request_timeout, ClientOptions::default().request_timeout);
+    }
+}

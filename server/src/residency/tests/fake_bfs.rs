@@ -33,6 +33,8 @@ pub struct FakeBfs {
     /// Writes wait here while it is shut.
     pub shut: Cell<bool>,
     pub opened: Notify,
+    /// The next change of a size waits for the gate, too.
+    pub resize_hangs: Cell<bool>,
     pub writes: RefCell<Vec<(u64, usize)>>,
     clock: Cell<i64>,
 }
@@ -50,6 +52,7 @@ impl FakeBfs {
             alive: RefCell::default(),
             shut: Cell::new(false),
             opened: Notify::new(),
+            resize_hangs: Cell::new(false),
             writes: RefCell::default(),
             clock: Cell::new(1_000),
         })
@@ -222,14 +225,21 @@ impl Bfs for Mounted {
         self.call(|_| Ok(()))
     }
     fn truncate(&self, binding: &Binding, size: u64) -> BfsFuture<()> {
-        let binding = binding.clone();
-        self.call(move |bfs| {
+        let (bfs, binding) = (self.0.clone(), binding.clone());
+        let (sender, receiver) = oneshot::channel();
+        let hangs = bfs.resize_hangs.replace(false);
+        drop(self.0.rt.spawn(async move {
+            let opened = bfs.opened.notified();
+            if hangs {
+                opened.await;
+            }
             let now = bfs.now();
-            bfs.change(&binding, |file| {
+            let _ = sender.send(bfs.change(&binding, |file| {
                 file.bytes.resize(usize::try_from(size).unwrap(), 0);
                 file.mtime_ns = now;
-            })
-        })
+            }));
+        }));
+        Box::pin(async move { receiver.await.unwrap_or(Err(BfsError::Errno(libc::EIO))) })
     }
     fn set_times(&self, binding: &Binding, times: Times) -> BfsFuture<()> {
         let binding = binding.clone();

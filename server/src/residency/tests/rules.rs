@@ -1,5 +1,6 @@
 //! The rules that residency keeps, one by one.
 
+use crate::files::FileChange;
 use crate::partition::region_mutation::ProcessId;
 use bb_proto::Code;
 use bb_proto::meta::Residency as Op;
@@ -122,6 +123,37 @@ fn rule_10_a_predecessors_hung_write_cannot_replace_newer_bytes_that_count_as_cl
         assert_eq!((&bytes[..500], &bytes[500..]), (&[2; 500][..], &[1; 500][..]));
         let counts = life.counts().await;
         assert_eq!((counts.dirty, counts.pending, counts.clean), (0, 0, 1000));
+    });
+}
+
+#[test]
+fn rule_10_a_session_is_not_ended_while_its_process_may_still_change_the_file() {
+    simulate(13, |world| async move {
+        world.bfs.put(HANDLE, b"");
+        let life = world.start().await;
+        life.meet(&world).await;
+        life.write(&world, 0, &[1; 1000]).await;
+        // It ends in bytes that nobody wrote: the session gives the file its size when all is clean.
+        life.file(FileChange::Raise { epoch: life.epoch(), size: 5000, mtime_ns: 0 }).await;
+        world.bfs.resize_hangs.set(true);
+        let old = life.shared.incarnation;
+        life.begin(Op::Sync, 0).await.unwrap();
+        world.wait_ms(100).await;
+        assert!(!world.bfs.resize_hangs.get() && !life.has_intent(), "no region is at work");
+        world.kill(life, false);
+        let life = world.start().await;
+        world.wait_ms(30_000).await;
+        // The hung call changes the file late; only then is its process gone.
+        world.bfs.open_gate();
+        world.wait_ms(10).await;
+        world.bfs.alive.borrow_mut().remove(&ProcessId::new(1, old.0));
+        life.write(&world, 0, &[2; 500]).await;
+        life.run(Op::Sync, 0).await.unwrap();
+        let bytes = world.bfs.get(HANDLE).bytes;
+        assert_eq!(
+            (bytes.len(), &bytes[..500], &bytes[500..1000]),
+            (5000, &[2; 500][..], &[1; 500][..])
+        );
     });
 }
 

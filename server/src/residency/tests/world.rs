@@ -330,7 +330,7 @@ impl Life {
         self.host.partition(partition_of(FID, RegionIndex(region), PARTITIONS)).unwrap()
     }
 
-    async fn file(&self, change: FileChange) {
+    pub async fn file(&self, change: FileChange) {
         let mutation = Mutation::File(FileMutation { fid: FID, change });
         self.partition(0).submit(ServiceClass::Client, mutation).await.unwrap();
     }
