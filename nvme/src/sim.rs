@@ -120,6 +120,14 @@ pub(crate) struct PendingWrite {
     pub(crate) blocks: Vec<Block>,
 }
 
+/// Which operations hang.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stalled {
+    Nothing,
+    Reads,
+    Everything,
+}
+
 pub(crate) struct State {
     pub(crate) medium: BTreeMap<u64, Block>,
     /// Unflushed versions of a block, oldest first.
@@ -130,7 +138,7 @@ pub(crate) struct State {
     pub(crate) next_op: u64,
     pub(crate) completions: u64,
     pub(crate) incarnation: u64,
-    pub(crate) stalled: bool,
+    pub(crate) stalled: Stalled,
     pub(crate) gone: bool,
     /// Set by a failed flush; ends with the incarnation.
     pub(crate) failed: Option<String>,
@@ -175,7 +183,7 @@ impl SimDisk {
             next_op: 0,
             completions: 0,
             incarnation: 0,
-            stalled: false,
+            stalled: Stalled::Nothing,
             gone: false,
             failed: None,
             trace: None,
@@ -261,12 +269,18 @@ impl SimDisk {
 
     /// From now on every operation hangs, until [`SimDisk::release`].
     pub fn stall(&self) {
-        self.disk.state.borrow_mut().stalled = true;
+        self.disk.state.borrow_mut().stalled = Stalled::Everything;
+    }
+
+    /// From now on every read hangs, until [`SimDisk::release`]; what it finds then is what there is
+    /// then.
+    pub fn stall_reads(&self) {
+        self.disk.state.borrow_mut().stalled = Stalled::Reads;
     }
 
     /// Ends a stall; what hung goes on.
     pub fn release(&self) {
-        self.disk.state.borrow_mut().stalled = false;
+        self.disk.state.borrow_mut().stalled = Stalled::Nothing;
         self.disk.released.notify_all();
     }
 

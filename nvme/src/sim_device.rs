@@ -10,7 +10,7 @@ use crate::device::{
     BLOCK_BYTES, Device, DeviceError, DeviceInfo, DeviceStats, Durability, IoFuture, OpStats,
     check_range,
 };
-use crate::sim::{BLOCK_LEN, Block, Disk, PendingWrite, SimEvent, State};
+use crate::sim::{BLOCK_LEN, Block, Disk, PendingWrite, SimEvent, Stalled, State};
 use crate::sim_faults::FaultKind;
 
 /// `EIO`.
@@ -76,7 +76,7 @@ impl SimDevice {
 
 impl Op {
     /// The time it takes, a stall, and the end of the device or of the process.
-    async fn pass_time(&self, base: Duration) -> Result<(), DeviceError> {
+    async fn pass_time(&self, base: Duration, reads: bool) -> Result<(), DeviceError> {
         let latency = self.disk.latency;
         let moved_us = self.len / latency.bytes_per_us.max(1);
         let jitter_ns = u64::try_from(latency.jitter.as_nanos()).unwrap_or(0);
@@ -92,7 +92,12 @@ impl Op {
             {
                 let mut state = self.disk.state.borrow_mut();
                 self.alive(&mut state)?;
-                if !state.stalled {
+                let hangs = match state.stalled {
+                    Stalled::Nothing => false,
+                    Stalled::Reads => reads,
+                    Stalled::Everything => true,
+                };
+                if !hangs {
                     return Ok(());
                 }
                 if !counted {
@@ -146,7 +151,7 @@ impl Op {
     }
 
     async fn read(self, mut buf: BufMut) -> Result<BufMut, DeviceError> {
-        let timed = self.pass_time(self.disk.latency.read).await;
+        let timed = self.pass_time(self.disk.latency.read, true).await;
         let result = timed.and_then(|()| self.read_blocks(&mut buf));
         self.end(result.map(|()| buf))
     }
@@ -181,7 +186,7 @@ impl Op {
             Durability::Cached => latency.write,
             Durability::Durable => latency.write + latency.flush,
         };
-        let timed = self.pass_time(base).await;
+        let timed = self.pass_time(base, false).await;
         let result = {
             let mut state = self.disk.state.borrow_mut();
             match (timed, state.in_flight.remove(&id)) {
@@ -234,7 +239,7 @@ impl Op {
     }
 
     async fn flush(self, through: u64) -> Result<(), DeviceError> {
-        let timed = self.pass_time(self.disk.latency.flush).await;
+        let timed = self.pass_time(self.disk.latency.flush, false).await;
         let result = timed.and_then(|()| {
             let mut state = self.disk.state.borrow_mut();
             if self.strikes(&mut state, FaultKind::FailedFlush) {
@@ -263,7 +268,7 @@ impl Op {
     }
 
     async fn unmap(self) -> Result<(), DeviceError> {
-        let timed = self.pass_time(self.disk.latency.write).await;
+        let timed = self.pass_time(self.disk.latency.write, false).await;
         let result = timed.map(|()| {
             let mut state = self.disk.state.borrow_mut();
             // Undefined afterwards: gone, or still there.

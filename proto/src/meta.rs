@@ -1133,7 +1133,8 @@ pub struct NodeStatus {
     /// State of the backing file system: empty = well, else what is wrong.
     #[prost(string, tag = "11")]
     pub bfs_problem: String,
-    /// Blocks that were read back by reconstruction, as clients reported.
+    /// Blocks that this process reconstructed to synchronize them; those of readers are counted by
+    /// their clients.
     #[prost(uint64, tag = "12")]
     pub reconstructed_blocks: u64,
     /// Open sessions.

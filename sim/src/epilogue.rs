@@ -14,6 +14,7 @@ use bb_runtime::BufPool;
 use bb_transport::{CallError, Outgoing};
 
 use crate::bfs::BfsFaults;
+use crate::complaints;
 use crate::family::Family;
 use crate::workload::Bench;
 use crate::world::{ClientProcess, World};
@@ -21,6 +22,8 @@ use crate::world::{ClientProcess, World};
 /// What breaks a rule's premise; the error says which promise was broken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ordeal {
+    /// Rule 4: reads hang while what they read is overwritten, freed, and its space used again.
+    SlowReader,
     /// Rule 5: a device comes back that belongs to another format of the cluster.
     ForeignDevice,
     /// Rule 8: the backing file system refuses to remove names.
@@ -41,7 +44,8 @@ pub enum Ordeal {
 
 impl Ordeal {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
+        Self::SlowReader,
         Self::ForeignDevice,
         Self::FailingUnlink,
         Self::HungWrite,
@@ -58,6 +62,7 @@ impl Ordeal {
     /// What must not happen, and did.
     pub async fn inflict(self, world: &Rc<World>) -> Result<(), String> {
         match self {
+            Self::SlowReader => slow_reader(world).await,
             Self::ForeignDevice => foreign_device(world).await,
             Self::DamagedLog => damaged_log(world).await,
             Self::FailingUnlink => failing_unlink(world).await,
@@ -118,6 +123,47 @@ async fn create(process: &ClientProcess) -> Result<File, String> {
 
 fn byte_of(at: usize) -> u8 {
     u8::try_from(at % 251).unwrap_or(0) + 1
+}
+
+async fn slow_reader(world: &Rc<World>) -> Result<(), String> {
+    const FILE_BYTES: usize = 2 << 20;
+    const ROUNDS: usize = 8;
+    /// Until home has freed what was overwritten and all members know.
+    const FREED_WITHIN: Duration = Duration::from_millis(500);
+    let fill = |round: usize| vec![byte_of(round); FILE_BYTES];
+    let writer = connect_for(world, 16 << 20, PATIENCE).await?;
+    let reader = connect_for(world, 16 << 20, PATIENCE).await?;
+    let file = create(&writer).await?;
+    file.pwrite(&fill(0), 0).await.map_err(text)?;
+    file.fsync().await.map_err(text)?;
+    let damaged = complaints::damaged_blocks().len();
+    world.first().disks.iter().for_each(bb_nvme::SimDisk::stall_reads);
+    let other = reader.clone();
+    let reading = reader.rt.spawn(async move {
+        let file = other.client.open(PATH, libc::O_RDONLY, 0).await.map_err(text)?;
+        let mut got = vec![0; FILE_BYTES];
+        file.pread(&mut got, 0).await.map_err(text)?;
+        Ok::<_, String>(got)
+    });
+    for round in 1..=ROUNDS {
+        world.rt.sleep(FREED_WITHIN).await;
+        file.pwrite(&fill(round), 0).await.map_err(text)?;
+        file.fsync().await.map_err(text)?;
+    }
+    world.first().disks.iter().for_each(bb_nvme::SimDisk::release);
+    let got = reading.await.map_err(text)??;
+    let known = |byte: &u8| (0..=ROUNDS).any(|round| *byte == byte_of(round));
+    if let Some(at) = got.iter().position(|byte| !known(byte)) {
+        return Err(format!("byte {at} was never written"));
+    }
+    // Its checksum keeps another's bytes from the reader.
+    let found = complaints::damaged_blocks();
+    match found.get(damaged) {
+        Some(line) if !world.setup.family.damages_blocks() => {
+            Err(format!("a read met what took its block's place: {line}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn foreign_device(world: &Rc<World>) -> Result<(), String> {

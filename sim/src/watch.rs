@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bb_cluster::ClusterMap;
-use bb_proto::{NodeId, PartitionId};
+use bb_proto::{ConfigNumber, NodeId, PartitionId};
 
 use crate::counts::check_partitions;
 use crate::workload::Bench;
@@ -19,6 +19,8 @@ const SAME_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub struct Watch {
     seen: RefCell<Option<Rc<ClusterMap>>>,
+    /// How far each replica of a process had come: configuration and sequence of its last mutation.
+    applied: RefCell<BTreeMap<(NodeId, u64, PartitionId), (ConfigNumber, u64)>>,
 }
 
 impl Watch {
@@ -29,7 +31,32 @@ impl Watch {
         }
         if bench.family.has_nodes() {
             one_serves(bench);
+            self.none_goes_back(bench);
             self.count_roles(bench);
+        }
+    }
+
+    /// What a replica has applied was committed: no process may forget it, whatever fills it anew.
+    fn none_goes_back(&self, bench: &Bench) {
+        let mut applied = self.applied.borrow_mut();
+        for node in bench.world.nodes() {
+            let shared = &node.context().shared;
+            for replica in node.replicas() {
+                let id = replica.id();
+                let now = {
+                    let state = replica.state();
+                    (state.applied_config(), state.applied())
+                };
+                let key = (shared.node, shared.incarnation.0, id);
+                let before = applied.insert(key, now).unwrap_or(now);
+                if now < before {
+                    bench.violation(format!(
+                        "the replica of partition {id} on node {} went back from {before:?} to \
+                         {now:?}",
+                        shared.node
+                    ));
+                }
+            }
         }
     }
 

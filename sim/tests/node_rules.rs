@@ -1,4 +1,4 @@
-//! Directed tests of DESIGN.md's rules 5, 8, 10, 12, 14, 16 and 17 for a whole node. With the feature
+//! Directed tests of DESIGN.md's rules 4, 5, 8, 10, 12, 14, 16 and 17 for a whole node. With the feature
 //! `planted`: each finds the error that breaks its rule.
 
 use bb_runtime::Executor;
@@ -33,6 +33,12 @@ fn holds(ordeal: Ordeal, error: &str) {
     let result = outcome(ordeal, Some(plant));
     bb_sim::planted::switch_off();
     assert!(result.is_err(), "{error} is not found");
+}
+
+#[test]
+fn rule_4_space_is_not_used_again_under_a_reader_however_slow() {
+    bb_sim::complaints::listen(false);
+    holds(Ordeal::SlowReader, "free-under-reader");
 }
 
 #[test]

@@ -104,6 +104,16 @@ fn real_commands_fail_with_the_words_and_codes_of_coreutils() {
     // All is well, and one server is no redundancy.
     assert_eq!(well.status.code(), Some(3), "{text}");
     assert!(text.contains("protect against the loss of devices only"), "{text}");
+    assert!(!text.contains("backing file system:"), "{text}");
+
+    let own = cluster.path("bfs/.burstbay");
+    fs::rename(&own, cluster.path("bfs/away")).expect("as if another were mounted");
+    let text = String::from_utf8_lossy(&status(&cluster.address).stdout).into_owned();
+    assert!(text.contains("node 1: backing file system: "), "{text}");
+    fs::rename(cluster.path("bfs/away"), &own).expect("back again");
+    let text = String::from_utf8_lossy(&status(&cluster.address).stdout).into_owned();
+    assert!(!text.contains("backing file system:"), "{text}");
+
     cluster.stop();
     let down = status(&cluster.address);
     let said = String::from_utf8_lossy(&down.stderr);

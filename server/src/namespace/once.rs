@@ -66,7 +66,12 @@ impl WriteThrough {
             _ => return Err(no_session()),
         }
         let result = self.execute(partition, number, &intent).await;
-        self.end(partition, number, result).await
+        let result = self.end(partition, number, result).await;
+        if final_answer(&result).is_none() {
+            // Its client has the first word.
+            self.settle_later(partition, number, super::RETRY);
+        }
+        result
     }
 
     /// One in doubt: begun, and its result not known.
@@ -79,13 +84,13 @@ impl WriteThrough {
         let process = self.parts.process();
         if intent.process != process {
             let gone = self.parts.bfs.proven_gone(intent.process).await;
-            if !gone.map_err(|error| refusal(&error))? {
+            if !gone.map_err(|error| undecided(&error))? {
                 return Err(Failure::new(Code::Busy, "the process before is not proven gone"));
             }
             let resume = SessionChange::Resume { sequence: number.1, process };
             self.log(partition, number.0, resume).await?;
         }
-        self.parts.bfs.check().await.map_err(|error| refusal(&error))?;
+        self.parts.bfs.check().await.map_err(|error| undecided(&error))?;
         let result = match self.outcome(&intent).await {
             Ok(Some(done)) => Ok(done),
             Ok(None) => self.execute(partition, number, &intent).await,
@@ -212,7 +217,7 @@ impl WriteThrough {
             match self.parts.bfs.lookup(&Credentials::default(), path, true).await {
                 Ok(found) => return Ok(Some(found)),
                 Err(BfsError::Errno(libc::ENOENT | libc::ENOTDIR)) => {
-                    self.parts.bfs.check().await.map_err(|error| refusal(&error))?;
+                    self.parts.bfs.check().await.map_err(|error| undecided(&error))?;
                 }
                 Err(error) => return Err(undecided(&error)),
             }
@@ -275,10 +280,8 @@ impl WriteThrough {
         intent: &Intent,
         path: &[u8],
     ) -> Result<(NamespaceReply, Gone), Failure> {
-        let caller = &intent.request.credentials;
-        let kept = self.keep_if_open(intent.source.as_ref()).await?;
-        let removed = self.parts.bfs.unlink(caller, path).await;
-        self.removed_or_unkept(intent, removed, kept).await?;
+        let unlink = async || self.parts.bfs.unlink(&intent.request.credentials, path).await;
+        self.remove(intent, intent.source.as_ref(), unlink).await?;
         Ok((NamespaceReply::default(), gone_by(intent)))
     }
 
@@ -333,24 +336,24 @@ impl WriteThrough {
     ) -> Result<(NamespaceReply, Gone), Failure> {
         let caller = &intent.request.credentials;
         let victim = intent.victim.as_ref().filter(|_| replaces(intent));
-        let kept = self.keep_if_open(victim).await?;
-        let renamed = self.parts.bfs.rename(caller, &op.from, &op.to, flags).await;
-        self.removed_or_unkept(intent, renamed, kept).await?;
+        let rename = async || self.parts.bfs.rename(caller, &op.from, &op.to, flags).await;
+        self.remove(intent, victim, rename).await?;
         Ok((NamespaceReply::default(), gone_by(intent)))
     }
 
     /// Gives a file that is about to lose its last name a hidden one, if a client has it open.
-    async fn keep_if_open(&self, victim: Option<&Binding>) -> Result<Option<Fid>, Failure> {
-        let Some(binding) = victim else { return Ok(None) };
+    async fn keep_if_open(&self, binding: &Binding) -> Result<(), Failure> {
         let found = self.parts.bfs.stat(binding).await;
         let attributes = match confirmed(&*self.parts.bfs, found).await {
             Ok(attributes) => attributes,
             // Gone: then the call itself says what is wrong.
-            Err(BfsError::Errno(libc::ESTALE)) => return Ok(None),
+            Err(BfsError::Errno(libc::ESTALE)) => return Ok(()),
             Err(error) => return Err(refusal(&error)),
         };
-        if !is_regular(&attributes) || attributes.links != 1 {
-            return Ok(None);
+        // The second one may be the hidden name, left by an attempt before this; where it is not, a
+        // hidden name that was not needed goes with the last close.
+        if !is_regular(&attributes) || attributes.links > 2 {
+            return Ok(());
         }
         let fid = fid_of(binding);
         if planted::is(Planted::DropBeforeBfsAgreed) {
@@ -358,27 +361,31 @@ impl WriteThrough {
         }
         let state = self.file_state(fid).await?;
         if !state.known || !state.open {
-            return Ok(None);
+            return Ok(());
         }
-        match self.parts.bfs.keep(binding, &hidden_name(fid)).await {
-            Ok(()) => Ok(Some(fid)),
-            Err(error) => self.sure(Err(error)).await,
-        }
+        self.sure(self.parts.bfs.keep(binding, &hidden_name(fid)).await).await
     }
 
-    /// What a removal came to; takes the hidden name back if it was not done.
-    async fn removed_or_unkept(
+    /// Removes the name of `victim`, if anything is to be removed, by `call`. A hidden name that this
+    /// attempt or one before it has given is taken back if in the end nothing was removed. Where
+    /// that cannot be done now, the removal is not over either, or the name would keep its file for
+    /// ever.
+    async fn remove(
         &self,
         intent: &Intent,
-        result: Result<(), BfsError>,
-        kept: Option<Fid>,
+        victim: Option<&Binding>,
+        call: impl AsyncFnOnce() -> Result<(), BfsError>,
     ) -> Result<(), Failure> {
-        let result = self.removed(intent, result).await;
-        if let (Err(failure), Some(fid)) = (&result, kept)
+        let Some(victim) = victim else { return self.removed(intent, call().await).await };
+        let result = match self.keep_if_open(victim).await {
+            Ok(()) => self.removed(intent, call().await).await,
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = &result
             && !super::write_through::is_open_ended(failure)
         {
-            let unkept = self.parts.bfs.remove_hidden(&hidden_name(fid)).await;
-            unkept.map_err(|error| refusal(&error))?;
+            let unkept = self.parts.bfs.remove_hidden(&hidden_name(fid_of(victim))).await;
+            unkept.map_err(|error| undecided(&error))?;
         }
         result
     }

@@ -10,6 +10,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bb_proto::meta::{Namespace as Request, NamespaceOp, NamespaceReply, OpOpen};
 use bb_proto::{ClientSequence, Code, Failure, ServiceClass, SessionId};
@@ -199,7 +200,7 @@ impl Namespace for WriteThrough {
             (doubts, gone)
         };
         for number in doubts {
-            self.settle_later(partition, number);
+            self.settle_later(partition, number, Duration::ZERO);
         }
         if !gone.is_empty() {
             self.tell_gone(partition, SessionId(0), gone);
@@ -208,12 +209,19 @@ impl Namespace for WriteThrough {
 }
 
 impl WriteThrough {
-    /// An operation that the process before left in doubt is decided also if its client never
-    /// asks again.
-    fn settle_later(self: &Rc<Self>, partition: &Rc<Partition>, number: Number) {
+    /// An operation that is in doubt is decided also if its client never asks again; by another
+    /// node, when this one's tenure ends.
+    pub(super) fn settle_later(
+        self: &Rc<Self>,
+        partition: &Rc<Partition>,
+        number: Number,
+        after: Duration,
+    ) {
         let (this, partition) = (self.clone(), partition.clone());
+        let tenure = partition.tenure();
         self.parts.rt.spawn(async move {
-            loop {
+            this.parts.rt.sleep(after).await;
+            while partition.tenure() == tenure {
                 let claim = this.claim(number).await;
                 let operation = {
                     let state = partition.state();

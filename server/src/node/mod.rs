@@ -7,8 +7,10 @@
 //! | `replay` | sorts what the log holds |
 //! | `serve` | who answers which request |
 //! | `checkpoint` | keeps the log short |
+//! | `bfs_watch` | what the status says of the backing file system |
 //! | `inspect`, `record_names` | what a log holds, for people, without changing it |
 
+mod bfs_watch;
 mod checkpoint;
 mod format;
 mod inspect;
@@ -85,6 +87,7 @@ pub struct Node {
     sessions: Rc<SessionService>,
     residency: Rc<Residency>,
     metadata_bytes_max: u64,
+    bfs_watch: Rc<bfs_watch::BfsWatch>,
     stopping: Cell<bool>,
 }
 

@@ -95,7 +95,7 @@ impl Node {
     async fn route(&self, request: Incoming) -> Result<Response, Failure> {
         match request.header.kind {
             Kind::Ping => Ok(Response::default()),
-            Kind::NodeStatus => self.node_status(),
+            Kind::NodeStatus => self.node_status().await,
             Kind::PutBlock | Kind::GetBlock | Kind::FreeBlocks => {
                 let device = DeviceId(request.header.target);
                 let store = self.stores.get(&device).ok_or_else(|| {
@@ -153,7 +153,8 @@ impl Node {
         }
     }
 
-    fn node_status(&self) -> Result<Response, Failure> {
+    async fn node_status(&self) -> Result<Response, Failure> {
+        let bfs_problem = self.bfs_watch.problem(&self.ctx.rt, || self.ctx.bfs.check()).await;
         let shared = &self.ctx.shared;
         let usage = self.ctx.log.usage();
         let blocks_bytes: usize = self.stores.values().map(|s| s.memory_bytes()).sum();
@@ -179,8 +180,8 @@ impl Node {
             metadata_bytes: blocks_bytes as u64 + self.partitions.metadata_bytes(),
             metadata_bytes_max: self.metadata_bytes_max,
             incarnation: shared.incarnation.0,
-            bfs_problem: String::new(),
-            reconstructed_blocks: 0,
+            bfs_problem,
+            reconstructed_blocks: self.residency.reconstructed_blocks(),
             sessions,
             leader: self.council.leader().map_or(0, |node| node.0),
             term: self.council.term(),

@@ -132,6 +132,7 @@ impl Node {
             sessions,
             residency,
             metadata_bytes_max,
+            bfs_watch: Rc::default(),
             stopping: false.into(),
         });
         node.start_background();

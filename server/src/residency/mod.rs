@@ -124,6 +124,11 @@ impl Residency {
         })
     }
 
+    /// Blocks that this process reconstructed because it could not read them.
+    pub fn reconstructed_blocks(&self) -> u64 {
+        self.reads.stats().reconstructed
+    }
+
     /// Begins the work in the background. Once, before anything is served.
     pub fn start(self: &Rc<Self>) {
         if self.started.replace(true) {

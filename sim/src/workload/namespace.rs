@@ -106,7 +106,11 @@ impl Worker {
         let Some(guard) = bench.names.share(slot) else { return };
         bench.note(|| format!("c{} create {path} (f{id}) exclusively", actor.0));
         let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
+        // A look that missed the file, and an answer that nobody heard: then the file, new and empty
+        // as it may be, looks like our own work.
+        let missed = || bench.world.bfs.has_met(BfsFault::Race, self.begun());
         match self.process.client.open(path.as_bytes(), flags, 0o644).await {
+            Ok(_) if missed() => bench.count("create", "missed"),
             Ok(_) => bench.violation(format!("an exclusive create of {path} met no file")),
             Err(error) if error.errno() == libc::EEXIST => bench.count("create", "EEXIST"),
             Err(error) => self.failed("create", &error, false),

@@ -156,6 +156,24 @@ fn rule_8_an_open_file_lives_on_until_its_last_close() {
 }
 
 #[test]
+fn rule_8_no_hidden_name_is_left_by_an_unlink_that_failed() {
+    for seed in 0..SEEDS {
+        simulate(seed, |world| async move {
+            let client = world.session(1).await;
+            let (fid, handle) = client.open("/f", NEW).await.expect("create");
+            client.write(fid, &handle, 100).await.expect("write");
+            world.bfs.set_faults(BfsFaults { io_error_ppm: 400_000, ..slow() });
+            let unlinked = client.op(NamespaceOp::Unlink(at("/f"))).await;
+            world.bfs.set_faults(BfsFaults::default());
+            client.tell(fid, &handle, 0, Kind::FileClose).await.expect("close");
+            world.rt.sleep(Duration::from_secs(2)).await;
+            assert_eq!(world.bfs.hidden_names(), Vec::<String>::new(), "{seed}: {unlinked:?}");
+            assert_eq!(world.bfs.files().is_empty(), unlinked.is_ok(), "{seed}: {unlinked:?}");
+        });
+    }
+}
+
+#[test]
 fn rule_8_after_a_restart_a_file_counts_as_open_until_the_grace_ends() {
     simulate(5, |world| async move {
         let client = world.session(1).await;
