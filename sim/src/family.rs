@@ -86,7 +86,7 @@ impl Family {
             let at = usize::try_from(number % nodes.len() as u64).unwrap_or(0);
             return nodes[at];
         }
-        // `outage` is for the search of planted errors: not all of its seeds are well yet.
+        // `outage` stands still most of the time: only when it is asked for.
         let narrow = &Self::ALL[..Self::NARROW];
         match usize::try_from(seed % 18) {
             Ok(at) if at < narrow.len() => narrow[at],
