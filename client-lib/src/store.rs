@@ -324,9 +324,15 @@ impl Inner {
         for commit in unresolved {
             match commit {
                 Unresolved::Home(pg) => {
-                    let ask =
-                        Ask::new(Kind::CancelCommit, meta::encode(&CancelCommit { pg: pg.into() }));
                     for attempt in 0.. {
+                        let capability = node.write_capability.get();
+                        if capability.session != pg.session {
+                            // The group's session is gone, and with it what may be on its way.
+                            break;
+                        }
+                        let (pg_name, capability) = (pg.into(), (&capability).into());
+                        let cancel = CancelCommit { pg: pg_name, capability };
+                        let ask = Ask::new(Kind::CancelCommit, meta::encode(&cancel));
                         match self.link.ask(pg.home, &ask).await {
                             Ok(answer)
                                 if meta::decode::<CancelCommitReply>(&answer.body).is_ok() =>

@@ -219,11 +219,14 @@ pub struct BlockName {
 }
 
 /// Forbids a commit.
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
+#[derive(Clone, PartialEq, Eq, Message)]
 pub struct CancelCommit {
     /// The group.
     #[prost(message, required, tag = "1")]
     pub pg: PPgId,
+    /// Of the group's session, for writing to its file.
+    #[prost(message, required, tag = "2")]
+    pub capability: PCapability,
 }
 
 /// What became of a cancelled commit. After `committed` the cancel has had no effect.

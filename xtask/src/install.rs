@@ -30,6 +30,12 @@ const LIBRARY: &str = "libbb_client.so.1";
 const LIBRARY_NAMES: [&str; 2] = ["libbb_client.so", "libim_client.so"];
 const HEADERS: [&str; 4] = ["ime_native.h", "im_client_native2.h", "bb_ime_types.h", "bb_client.h"];
 const PROGRAMS: [&str; 3] = ["bbd", "bbctl", "bbadm"];
+/// Where shells look for completions, below share.
+const COMPLETIONS: [(&str, &str); 3] = [
+    ("bash", "bash-completion/completions/NAME"),
+    ("zsh", "zsh/site-functions/_NAME"),
+    ("fish", "fish/vendor_completions.d/NAME.fish"),
+];
 const MAN: &str = "ime-native-api.3";
 
 /// Builds and installs.
@@ -72,6 +78,11 @@ pub fn run(arguments: &Arguments) -> Outcome {
         let page = output(command(&path.to_string_lossy()).arg("man"))?;
         let file = format!("man{section}/{}.{section}", name.to_string_lossy());
         write(&man.join(file), page.as_bytes(), 0o644)?;
+        for (shell, place) in COMPLETIONS {
+            let text = output(command(&path.to_string_lossy()).args(["completions", shell]))?;
+            let file = place.replace("NAME", &name.to_string_lossy());
+            write(&prefix.join("share").join(file), text.as_bytes(), 0o644)?;
+        }
     }
     println!("installed in {}", prefix.display());
     println!(

@@ -10,8 +10,9 @@ use bb_proto::meta::{
     PgStatusReply, RegionName, RegionTruncate, decode, encode,
 };
 use bb_proto::{
-    Code, Failure, Fid, Fragment, Incarnation, Kind, NodeId, OpId, PartitionId, PgBody,
-    PgDescriptor, PgId, Reader, RegionIndex, ServiceClass, Tick, TruncateEpoch, partition_of,
+    Capability, Code, Failure, Fid, Fragment, Incarnation, Kind, NodeId, OpId, PartitionId, PgBody,
+    PgDescriptor, PgId, Reader, RegionIndex, Rights, ServiceClass, SessionId, Tick, TruncateEpoch,
+    partition_of,
 };
 use bb_transport::{Response, Role};
 
@@ -247,12 +248,19 @@ fn rule_3_a_cancel_and_a_commit_exclude_each_other() {
         let (fid, _, at) = far_region(1);
         world.add_file(fid, EPOCH);
         let life = world.start().await;
+        let ask = |pg: PgId, session| {
+            let capability = Capability { session, fid, rights: Rights::WRITE, signature: [0; 16] };
+            encode(&CancelCommit { pg: pg.into(), capability: (&capability).into() })
+        };
         let cancel = async |pg: PgId| {
-            let body = encode(&CancelCommit { pg: pg.into() });
+            let body = ask(pg, pg.session);
             let response = life.send(Role::Client, Kind::CancelCommit, at, body, None).await;
             decode::<CancelCommitReply>(&response.unwrap().body).unwrap().committed
         };
         let (first, second) = (pg_at(at, 990, 1), pg_at(at, 990, 2));
+        let others = ask(first, SessionId(first.session.0 + 1));
+        let denied = life.send(Role::Client, Kind::CancelCommit, at, others, None).await;
+        assert_eq!(code(denied).0, Code::Denied, "rule 17");
         assert!(!cancel(first).await);
         let refused = life.commit(at, &commit_of(fid, first, 0, 10)).await;
         assert_eq!(code(refused).0, Code::CommitCancelled);

@@ -30,7 +30,11 @@ impl PartitionHost {
         request: &Incoming,
     ) -> Result<Response, Failure> {
         let cancel: CancelCommit = decode(&request.body)?;
-        let pg = PgId::from(cancel.pg);
+        let (pg, capability) = (PgId::from(cancel.pg), Capability::from(&cancel.capability));
+        check_capability(&self.env.shared, &capability, Rights::WRITE, &request.peer)?;
+        if capability.session != pg.session {
+            return Err(Failure::new(Code::Denied, "the group belongs to another session"));
+        }
         let mutation = Mutation::Pg(PgMutation::Cancel { pg });
         let outcome = partition.submit(class_of(request), mutation).await?.pg()?;
         let committed = outcome == PgOutcome::Cancelled { committed: true };
