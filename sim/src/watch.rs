@@ -20,8 +20,11 @@ const SAME_WITHIN: Duration = Duration::from_secs(10);
 pub struct Watch {
     seen: RefCell<Option<Rc<ClusterMap>>>,
     /// How far each replica of a process had come: configuration and sequence of its last mutation.
-    applied: RefCell<BTreeMap<(NodeId, u64, PartitionId), (ConfigNumber, u64)>>,
+    applied: RefCell<BTreeMap<ReplicaOfProcess, (ConfigNumber, u64)>>,
 }
+
+/// Node, incarnation, partition.
+type ReplicaOfProcess = (NodeId, u64, PartitionId);
 
 impl Watch {
     /// Looks once.
