@@ -85,11 +85,15 @@ impl Inner {
         let failed = |error: Error| Stop::Failed(error, Vec::new());
         let share = self.share(group, give_up).await.map_err(failed)?;
         let by_partition = self.partitions(node, &share.fragments);
+        let partitions = self.link.map().partition_count();
+        let record_at = self.record_partition(node.fid);
         for region in crate::node::by_region(node, &share.fragments).keys() {
-            self.register(node, *region).await.map_err(failed)?;
+            // Where the file's record is, a commit registers its regions itself.
+            if partition_of(node.fid, *region, partitions) != record_at {
+                self.register(node, *region).await.map_err(failed)?;
+            }
         }
         let first = node.region_of(share.fragments[0].offset);
-        let partitions = self.link.map().partition_count();
         let session = self.writable(node).await.map_err(failed)?;
         let pg = self.session.mint(partition_of(node.fid, first, partitions));
         let travels = *inline && share.used <= self.options.inline_bytes_max && share.base == 0;

@@ -22,6 +22,7 @@ use crate::partition::mutation::Mutation;
 use crate::partition::region_mutation::{
     ProcessId, PurgeMode, Range, RegionId, RegionMutation, RegionOutcome,
 };
+use crate::partition::table::FileRecords;
 use crate::partition::test_world::{
     EPOCH, Life, REGION_LOG2, WINDOW, World, commit_of, far_region, pg_at, simulate,
 };
@@ -129,11 +130,13 @@ fn a_small_file_is_committed_in_one_partition_without_asking_another() {
             life.host.partition(at).unwrap().submit(ServiceClass::Client, mutation).await.unwrap();
         };
         change(meet).await;
-        assert_eq!(code(life.commit(at, &commit).await).0, Code::RegionUnknown);
-        change(FileChange::Register { run: 0, regions: 1 }).await;
-        life.commit(at, &commit).await.unwrap();
+        // The commit registers its region, and the region learns and takes the group in one go.
         let partition = life.host.partition(at).unwrap();
+        let before = partition.state().applied();
+        life.commit(at, &commit).await.unwrap();
         let state = partition.state();
+        assert_eq!(state.applied() - before, 3);
+        assert!(state.files.is_registered(fid, RegionIndex(0)));
         assert_eq!(state.files.get(fid).unwrap().size, 10);
         assert_eq!(state.regions.totals().dirty, 10);
     });

@@ -12,6 +12,7 @@ use bb_proto::{
     TruncateEpoch,
 };
 use bb_transport::{CallError, Incoming, Response};
+use futures_util::future::{join, join_all};
 
 use super::apply_commit::{Verdict, region_of};
 use super::engine::Partition;
@@ -20,6 +21,7 @@ use super::mutation::Mutation;
 use super::pg_mutation::{CommitRecord, CommitRefusal, PgMutation, PgOutcome};
 use super::region_mutation::{RegionId, RegionMutation};
 use super::table::{FileRecords, RegionTerms};
+use crate::files::{FileChange, FileMutation, FileOutcome};
 use crate::planted::{self, Planted};
 use crate::rights::check_capability;
 
@@ -55,34 +57,50 @@ impl PartitionHost {
         let class = class_of(request);
         for _ in 0..LEARN_ATTEMPTS {
             let verdict = partition.state().judge_commit(&commit);
-            match verdict {
+            let lessons = match verdict {
                 Verdict::Duplicate => return Ok(Response::default()),
-                Verdict::Refuse(CommitRefusal::RegionBehind(_)) => {}
-                Verdict::Refuse(refusal) => return Err(self.refusal(refusal)),
-                Verdict::Apply => {
-                    self.check_budget(&commit, inline.len())?;
-                    let absent_members = self.absent_members(partition, &commit);
-                    if has_too_few(&commit, absent_members) {
-                        return self.forbid(partition, class, id).await;
-                    }
-                    #[cfg(feature = "planted")]
-                    self.free_before_commit(partition, &commit);
-                    let record = CommitRecord {
-                        commit: commit.clone(),
-                        absent_members,
-                        inline: inline.clone(),
-                    };
-                    let mutation = Mutation::Pg(PgMutation::Commit(Box::new(record)));
-                    match partition.submit(class, mutation).await?.pg()? {
-                        PgOutcome::Refused(CommitRefusal::RegionBehind(_)) => {}
-                        PgOutcome::Refused(refusal) => return Err(self.refusal(refusal)),
-                        _ => return Ok(Response::default()),
-                    }
+                Verdict::Refuse(CommitRefusal::RegionBehind(_)) => {
+                    self.lessons(partition, &commit, class).await?
                 }
+                Verdict::Refuse(refusal) => return Err(self.refusal(refusal)),
+                Verdict::Apply => Vec::new(),
+            };
+            if let Some(response) =
+                self.take_in(partition, &commit, &inline, lessons, class).await?
+            {
+                return Ok(response);
             }
-            self.learn_terms(partition, &commit, class).await?;
         }
         Err(Failure::new(Code::Busy, "the file is being truncated again and again"))
+    }
+
+    /// Logs what the regions have to learn first, and the group behind it in the same go; each is
+    /// judged when it is applied. Nothing where a region is behind again.
+    async fn take_in(
+        &self,
+        partition: &Rc<Partition>,
+        commit: &Commit,
+        inline: &[u8],
+        lessons: Vec<RegionMutation>,
+        class: ServiceClass,
+    ) -> Result<Option<Response>, Failure> {
+        self.check_budget(commit, inline.len())?;
+        let absent_members = self.absent_members(partition, commit);
+        if has_too_few(commit, absent_members) {
+            return self.forbid(partition, class, commit.descriptor.pg).await.map(Some);
+        }
+        #[cfg(feature = "planted")]
+        self.free_before_commit(partition, commit);
+        let record =
+            CommitRecord { commit: commit.clone(), absent_members, inline: inline.to_vec() };
+        let mutation = Mutation::Pg(PgMutation::Commit(Box::new(record)));
+        let lessons = lessons.into_iter().map(|m| partition.submit(class, Mutation::Region(m)));
+        let (_, outcome) = join(join_all(lessons), partition.submit(class, mutation)).await;
+        match outcome?.pg()? {
+            PgOutcome::Refused(CommitRefusal::RegionBehind(_)) => Ok(None),
+            PgOutcome::Refused(refusal) => Err(self.refusal(refusal)),
+            _ => Ok(Some(Response::default())),
+        }
     }
 
     fn refusal(&self, refusal: CommitRefusal) -> Failure {
@@ -148,13 +166,13 @@ impl PartitionHost {
         }
     }
 
-    /// Has every region of the commit that is behind learn the file's terms (rule 7).
-    async fn learn_terms(
+    /// What the regions of the commit that are behind have to learn of the file (rule 7).
+    async fn lessons(
         &self,
         partition: &Rc<Partition>,
         commit: &Commit,
         class: ServiceClass,
-    ) -> Result<(), Failure> {
+    ) -> Result<Vec<RegionMutation>, Failure> {
         let fid = commit.capability.fid;
         let known = partition.state().regions.region_log2(fid);
         let region_log2 = match known {
@@ -169,22 +187,23 @@ impl PartitionHost {
                 Failure::new(Code::Invalid, "a fragment does not lie in a region of the partition")
             })?);
         }
+        let mut lessons = Vec::new();
         for id in regions {
-            self.learn_region(partition, id, commit.epoch, class).await?;
+            lessons.extend(self.lesson(partition, id, commit.epoch, class).await?);
         }
-        Ok(())
+        Ok(lessons)
     }
 
-    async fn learn_region(
+    async fn lesson(
         &self,
         partition: &Rc<Partition>,
         id: RegionId,
         wanted: TruncateEpoch,
         class: ServiceClass,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<RegionMutation>, Failure> {
         let at = partition.state().regions.get(id).map(super::region::Region::epoch);
         if at.is_some_and(|epoch| epoch >= wanted) {
-            return Ok(());
+            return Ok(None);
         }
         // A region that is opened holds nothing that an older truncate could cut. It matters only
         // whether the newest is still under way, and where that cuts.
@@ -195,9 +214,26 @@ impl PartitionHost {
             return Err(Failure::new(Code::Invalid, "an epoch that the file has not reached"));
         }
         let RegionTerms { region_log2, epoch, size, truncating } = terms;
-        let learned = RegionMutation::Truncate { id, region_log2, epoch, size, done: !truncating };
-        partition.submit(class, Mutation::Region(learned)).await?;
-        Ok(())
+        let done = !truncating;
+        Ok(Some(RegionMutation::Truncate { id, region_log2, epoch, size, done }))
+    }
+
+    /// Registers a region in the file's record, which is here too: a small file then costs its client
+    /// one request less.
+    async fn register(
+        &self,
+        partition: &Rc<Partition>,
+        fid: Fid,
+        region: RegionIndex,
+        class: ServiceClass,
+    ) -> Result<(), Failure> {
+        let (run, regions) = (region.0 / REGIONS_PER_RUN, region.0 % REGIONS_PER_RUN + 1);
+        let change = FileChange::Register { run, regions };
+        let mutation = Mutation::File(FileMutation { fid, change });
+        match partition.submit(class, mutation).await?.file()? {
+            FileOutcome::Refused(_) => Err(Failure::new(Code::StaleFile, "no record of this file")),
+            _ => Ok(()),
+        }
     }
 
     /// What the file record says to a region that has seen truncates up to `after`.
@@ -213,12 +249,12 @@ impl PartitionHost {
         let unregistered = || Failure::new(Code::RegionUnknown, "register the region first");
         let owner = self.partition_of(fid, RegionIndex(0));
         if owner == partition.id() {
-            let state = partition.state();
-            let terms = state.files.region_terms(fid, after).ok_or_else(stale)?;
-            if region.is_some_and(|region| !state.files.is_registered(fid, region)) {
-                return Err(unregistered());
+            let is_new =
+                |region: &RegionIndex| !partition.state().files.is_registered(fid, *region);
+            if let Some(region) = region.filter(is_new) {
+                self.register(partition, fid, region, class).await?;
             }
-            return Ok(terms);
+            return partition.state().files.region_terms(fid, after).ok_or_else(stale);
         }
         let file = self.file_state(owner, fid, after, class).await?;
         if !file.known {
