@@ -18,19 +18,22 @@ mod local;
 mod outbox;
 #[cfg(feature = "planted")]
 pub mod planted;
+pub mod relay;
 mod seam;
 mod server;
 mod serving;
 pub mod sim;
 mod tcp;
 
+pub use budget::Part;
 pub use client::{Account, Client, ClientConfig, ClientStats};
 pub use codec::{Decoder, decode_stream};
+pub use complaints::Complaints;
 pub use hello::{Identity, VERSION_MAX, VERSION_MIN};
 pub use server::{Server, ServerConfig, ServerStats};
-pub use tcp::Tcp;
+pub use tcp::{Handed, Taker, Tcp, hand_over};
 
 pub use seam::{
-    Address, Answer, CallError, CallFuture, Caller, HandleFuture, Incoming, Outgoing, Peer,
-    Response, Role, Service, Vitals,
+    Address, Answer, AnswerFuture, Answered, CallError, CallFuture, Caller, HandleFuture, Incoming,
+    Outgoing, Peer, Response, Role, Service, Vitals,
 };

@@ -20,7 +20,7 @@ pub(crate) struct Local {
 
 impl Local {
     pub(crate) fn new(rt: &Rt, service: Rc<dyn Service>, config: &ClientConfig) -> Self {
-        let host = config.identity.host.clone();
+        let host = config.identity.host.as_ref().into();
         Self {
             rt: rt.clone(),
             service,
@@ -53,9 +53,7 @@ impl Local {
         let work = self.rt.spawn(async move {
             let payload = this.gather(payload).await;
             let peer = this.peer.clone();
-            let outcome =
-                this.service.clone().handle(Incoming { header, body, payload, peer }).await;
-            (outcome, this.service.vitals(kind, target))
+            this.service.answer(Incoming { header, body, payload, peer }).await
         });
         let (outcome, vitals) = match self.rt.timeout(deadline, work).await {
             Err(_) => return Err(CallError::TimedOut),

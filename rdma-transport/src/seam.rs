@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bb_proto::{Failure, Header, Kind, ServiceClass, Tick};
@@ -126,7 +127,7 @@ pub trait Caller {
     fn call(&self, to: &Address, request: Outgoing) -> CallFuture;
 }
 
-/// Who is at the other end of a connection.
+/// Who is at the other end of a connection. Goes with its requests from one reactor to another.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Peer {
     /// Number of the connection, unique within this process.
@@ -134,7 +135,7 @@ pub struct Peer {
     /// What it is. Where authentication proves something, a server has proven it.
     pub role: Role,
     /// What it calls itself, for people.
-    pub host: Rc<str>,
+    pub host: Arc<str>,
     /// Who it is, where authentication proves that.
     pub proven: Option<Proven>,
 }
@@ -180,11 +181,27 @@ impl Response {
 /// The future of an answer.
 pub type HandleFuture = Pin<Box<dyn Future<Output = Result<Response, Failure>>>>;
 
+/// An answer, good or not, and what the server says of itself with it.
+pub type Answered = (Result<Response, Failure>, Vitals);
+
+/// The future of both.
+pub type AnswerFuture = Pin<Box<dyn Future<Output = Answered>>>;
+
 /// Answers requests. The same request may arrive twice, and answers may be lost.
-pub trait Service {
+pub trait Service: 'static {
     /// Answers one request. Runs as a task of its own; it is dropped where it stands when the
     /// server stops, and goes on when the connection is lost.
     fn handle(self: Rc<Self>, request: Incoming) -> HandleFuture;
+
+    /// As [`Service::handle`], and the vitals of the same moment. Only a service that stands for one
+    /// elsewhere has an answer of its own to this: it gets both from there.
+    fn answer(self: Rc<Self>, request: Incoming) -> AnswerFuture {
+        Box::pin(async move {
+            let (kind, target) = (request.header.kind, request.header.target);
+            let outcome = self.clone().handle(request).await;
+            (outcome, self.vitals(kind, target))
+        })
+    }
 
     /// What to say of this server with a reply to a request of `kind` to `target`.
     fn vitals(&self, kind: Kind, target: u32) -> Vitals;

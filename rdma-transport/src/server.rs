@@ -7,7 +7,7 @@ use std::time::Duration;
 use bb_runtime::sync::{Notify, Semaphore};
 use bb_runtime::{BufPool, Rt};
 
-use crate::budget::Budget;
+use crate::budget::{Budget, Part};
 use crate::complaints::Complaints;
 use crate::flag::Flag;
 use crate::hello::{self, HelloError, Identity};
@@ -24,6 +24,8 @@ pub struct ServerConfig {
     pub pool: BufPool,
     /// Payload under way over all connections, in bytes; at least 16 MiB.
     pub budget_bytes: u64,
+    /// Which part of that is this server's.
+    pub budget_part: Part,
     /// Largest window of one connection, in bytes.
     pub window_bytes_max: u32,
     /// Requests of one connection that run at a time; further ones wait in the socket.
@@ -35,21 +37,25 @@ pub struct ServerConfig {
     /// A peer that takes none of what is sent for so long is gone; also one that announces a
     /// payload and does not send it.
     pub stall_limit: Duration,
+    /// Shared by the servers of a process.
+    pub complaints: Complaints,
 }
 
 impl ServerConfig {
     /// Usual settings.
     pub fn new(identity: Identity, pool: BufPool) -> Self {
-        let budget_bytes = (pool.stats().total_bytes / 2).max(Budget::BYTES_MIN);
+        let budget_bytes = (pool.stats().total_bytes / 2).max(Part::bytes_min(1));
         Self {
             identity,
             pool,
             budget_bytes,
+            budget_part: Part::Whole,
             window_bytes_max: 16 << 20,
             requests_max: 1024,
             handshakes_max: 64,
             handshake_limit: Duration::from_secs(5),
             stall_limit: Duration::from_secs(30),
+            complaints: Complaints::default(),
         }
     }
 }
@@ -59,6 +65,8 @@ impl ServerConfig {
 pub struct ServerStats {
     /// Connections past their handshake.
     pub connections: u64,
+    /// Connections that got past their handshake so far.
+    pub accepted: u64,
     /// Requests that run.
     pub running: u64,
     /// Requests that were handed to the service so far.
@@ -67,7 +75,8 @@ pub struct ServerStats {
     pub too_late: u64,
     /// Most bytes of payload that one connection had under way.
     pub under_way_bytes_max: u64,
-    /// Connections closed because the peer broke the protocol.
+    /// Connections closed because the peer broke the protocol; over all servers that share their
+    /// [`Complaints`].
     pub bad_peers: u64,
     /// Log lines about these.
     pub bad_peer_lines: u64,
@@ -105,8 +114,8 @@ impl Server {
         let inner = Rc::new(ServerInner {
             rt: rt.clone(),
             service,
-            budget: Budget::new(config.budget_bytes, config.window_bytes_max),
-            complaints: Complaints::default(),
+            budget: Budget::new(config.budget_bytes, config.budget_part, config.window_bytes_max),
+            complaints: config.complaints.clone(),
             stats: RefCell::default(),
             changed: Notify::new(),
             stopping: Flag::default(),

@@ -12,7 +12,7 @@ use crate::hello::Agreed;
 use crate::link::{Frame, Lane, Limits, Link, LinkError, LinkRecv};
 use crate::outbox::Outbox;
 use crate::server::ServerInner;
-use crate::{Incoming, Peer, Response, Vitals};
+use crate::{Answered, Incoming, Peer, Service, Vitals};
 
 /// What the tasks of one connection share.
 struct Connection {
@@ -32,7 +32,11 @@ struct Counted(Rc<ServerInner>, Lane);
 
 impl Counted {
     fn new(server: Rc<ServerInner>, lane: Lane) -> Self {
-        server.stats.borrow_mut().connections += 1;
+        {
+            let mut stats = server.stats.borrow_mut();
+            stats.connections += 1;
+            stats.accepted += 1;
+        }
         server.budget.opened(lane);
         Self(server, lane)
     }
@@ -75,7 +79,7 @@ pub(crate) async fn serve(server: Rc<ServerInner>, link: Link, agreed: Agreed) {
     // same in each run of one seed.
     let number = server.rt.random_u64().max(1);
     let Agreed { role, host, proven, .. } = agreed;
-    let peer = Peer { connection: number, role, host, proven };
+    let peer = Peer { connection: number, role, host: host.as_ref().into(), proven };
     let connection = Rc::new(Connection {
         peer: Rc::new(peer),
         lane: agreed.lane,
@@ -168,30 +172,28 @@ impl Connection {
     ) {
         let running = Running::new(self.server.clone());
         let waited = self.server.rt.now().since(arrived);
-        let deadline = Duration::from_millis(u64::from(header.deadline_ms));
         let (payload, room) = payload.unzip();
-        let outcome = if header.deadline_ms > 0 && waited >= deadline {
+        let answered = if is_too_late(&header, waited) {
             self.server.stats.borrow_mut().too_late += 1;
-            Err(Failure::new(Code::Busy, "the deadline passed before work began"))
+            too_late(&*self.server.service, &header)
         } else {
             let incoming = Incoming { header, body, payload, peer: self.peer.clone() };
-            let work = self.server.service.clone().handle(incoming);
+            let work = self.server.service.clone().answer(incoming);
             match self.server.stopped.or(work).await {
-                Some(outcome) => outcome,
+                Some(answered) => answered,
                 None => return,
             }
         };
         drop(room);
-        self.reply(&header, outcome, slot);
+        self.reply(&header, answered, slot);
         drop(running);
     }
 
-    fn reply(&self, request: &Header, outcome: Result<Response, Failure>, slot: Permit) {
+    fn reply(&self, request: &Header, (outcome, vitals): Answered, slot: Permit) {
         let left = self.under_way_bytes.get() - u64::from(request.payload_len);
         self.under_way_bytes.set(left);
         let window = self.server.budget.window(self.lane);
         self.granted_bytes.set(self.granted_bytes.get().max(u64::from(window)));
-        let vitals = self.server.service.vitals(request.kind, request.target);
         let header = reply_header(request, vitals, window);
         let frame = match outcome {
             Ok(response) => {
@@ -213,6 +215,18 @@ impl Connection {
             debug_assert!(self.outbox.is_idle(), "a slot came back before its answer left");
         }
     }
+}
+
+/// True if the caller of a request that waited for so long has stopped waiting.
+pub(crate) fn is_too_late(header: &Header, waited: Duration) -> bool {
+    let deadline = Duration::from_millis(u64::from(header.deadline_ms));
+    header.deadline_ms > 0 && waited >= deadline
+}
+
+/// The answer to such a request.
+pub(crate) fn too_late(service: &dyn Service, header: &Header) -> Answered {
+    let failure = Failure::new(Code::Busy, "the deadline passed before work began");
+    (Err(failure), service.vitals(header.kind, header.target))
 }
 
 /// The header of an answer: the server's state travels in the fields that only requests need.

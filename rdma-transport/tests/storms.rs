@@ -10,8 +10,9 @@ use bb_runtime::{BufMut, BufPool, Executor, Rt};
 use bb_transport::sim::{SimNet, SimNetConfig, SimNetCounters};
 use bb_transport::{
     Address, CallError, Caller, Client, ClientConfig, Role, Server, ServerConfig, ServerStats,
+    Service,
 };
-use common::{Ask, Echo, holds, identity, pool};
+use common::{Ask, Echo, holds, identity, pool, relayed};
 
 const CALLS: u64 = 400;
 const POISON: u8 = 0xA5;
@@ -68,7 +69,7 @@ fn is_poison(buf: &BufMut) -> bool {
     buf.first() == Some(&POISON) && buf[1..] == buf[..buf.len() - 1]
 }
 
-fn storm(seed: u64, config: &SimNetConfig) -> Storm {
+fn storm(seed: u64, config: &SimNetConfig, is_relayed: bool) -> Storm {
     let executor = Executor::simulated(seed);
     let rt = executor.rt();
     let (outcomes, network, server) = executor.block_on(async {
@@ -79,7 +80,14 @@ fn storm(seed: u64, config: &SimNetConfig) -> Storm {
         server_config.window_bytes_max = 1 << 20;
         let echo = Echo::new(&rt, &server_config.pool);
         let listener = net.host(&rt, "server").listen(&to).await.expect("free");
-        let server = Server::start(&rt, listener, echo, server_config);
+        let server_pool = server_config.pool.clone();
+        let (service, host): (Rc<dyn Service>, _) = if is_relayed {
+            let (relay, host) = relayed(&rt, echo);
+            (relay, Some(host))
+        } else {
+            (echo, None)
+        };
+        let server = Server::start(&rt, listener, service, server_config);
         let pool = pool(48);
         let client_config = ClientConfig::new(identity(Role::Client, "client"), pool.clone());
         let client = Client::new(&rt, net.host(&rt, "client"), client_config);
@@ -112,6 +120,11 @@ fn storm(seed: u64, config: &SimNetConfig) -> Storm {
         drop(taken);
         assert_eq!(pool.stats().used_bytes, 0, "seed {seed}: buffers are lost");
         assert_eq!(server.stats().running, 0);
+        assert_eq!(server_pool.stats().used_bytes, 0, "seed {seed}: buffers are lost");
+        if let Some(host) = host {
+            assert_eq!(host.stats().running, 0);
+            assert_eq!(host.stats().requests, server.stats().requests);
+        }
         (outcomes.get(), net.counters(), server.stats())
     });
     Storm { outcomes, network, server, trace: executor.trace_hash() }
@@ -144,7 +157,7 @@ fn every_call_ends_whatever_the_network_does() {
     let mut total = SimNetCounters::default();
     let mut outcomes = Outcomes::default();
     for seed in 0..seeds() {
-        let storm = storm(seed, &SimNetConfig::rough());
+        let storm = storm(seed, &SimNetConfig::rough(), false);
         let (o, n) = (storm.outcomes, storm.network);
         assert!(o.answered > CALLS / 4, "seed {seed}: {storm:?}");
         outcomes.answered += o.answered;
@@ -175,13 +188,22 @@ fn every_call_ends_whatever_the_network_does() {
 }
 
 #[test]
+fn calls_end_alike_where_another_reactor_answers_them() {
+    for seed in 0..seeds() {
+        let storm = storm(seed, &SimNetConfig::rough(), true);
+        assert!(storm.outcomes.answered > CALLS / 4, "seed {seed}: {storm:?}");
+        assert!(storm.outcomes.refused > 0, "seed {seed}: {storm:?}");
+    }
+}
+
+#[test]
 fn an_honest_client_never_overruns_its_window() {
     // Without duplicates, which TCP does not make either: a payload that comes twice is charged
     // twice.
     let config = SimNetConfig { duplicate_ppm: 0, corrupt_ppm: 0, ..SimNetConfig::rough() };
     let mut most = 0;
     for seed in 0..seeds() {
-        let storm = storm(seed, &config);
+        let storm = storm(seed, &config, seed % 2 == 1);
         assert_eq!(storm.server.bad_peers, 0, "seed {seed}: {storm:?}");
         most = most.max(storm.server.under_way_bytes_max);
     }
@@ -271,8 +293,8 @@ fn processes_that_die_at_any_await_take_nothing_with_them() {
 #[test]
 fn one_seed_gives_one_storm() {
     let rough = SimNetConfig::rough();
-    assert_eq!(storm(5, &rough), storm(5, &rough));
-    assert_ne!(storm(5, &rough).trace, storm(6, &rough).trace);
+    assert_eq!(storm(5, &rough, true), storm(5, &rough, true));
+    assert_ne!(storm(5, &rough, true).trace, storm(6, &rough, true).trace);
 }
 
 /// A late answer to a request that timed out, while its sink's memory is somebody else's.

@@ -97,6 +97,26 @@ impl<T> Sender<T> {
         Ok(())
     }
 
+    /// Sends all of `messages` with one look at the mailbox and one wake-up, and leaves the vector
+    /// empty. Does not wait: what is bounded may hold more than its limit after that.
+    ///
+    /// # Errors
+    /// [`Closed`]; the messages are still in the vector then.
+    pub fn send_all(&self, messages: &mut Vec<T>) -> Result<(), Closed<()>> {
+        let waker = {
+            let mut state = self.shared.lock();
+            if state.receiver_gone {
+                return Err(Closed(()));
+            }
+            state.queue.extend(messages.drain(..));
+            if state.queue.is_empty() { None } else { state.receiver.take() }
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+
     /// Waits for room, and sends. Who waits longest is not served first.
     ///
     /// # Errors
@@ -274,6 +294,27 @@ mod tests {
             drop(receiver);
             assert_eq!(blocked.await, Ok(Err(Closed(1))));
             assert_eq!(sender.try_send(2), Err(TrySendError::Closed(2)));
+        });
+    }
+
+    #[test]
+    fn many_messages_at_once_keep_their_order_and_come_back_from_a_closed_mailbox() {
+        let executor = Executor::simulated(2);
+        let (sender, mut receiver) = unbounded();
+        let mut messages = vec![2, 3];
+        executor.block_on(async {
+            sender.try_send(1).expect("no limit");
+            assert_eq!(sender.send_all(&mut messages), Ok(()));
+            assert!(messages.is_empty());
+            assert_eq!(receiver.recv_all().await, [1, 2, 3]);
+            // Nothing is no message: the receiver goes on waiting.
+            assert_eq!(sender.send_all(&mut messages), Ok(()));
+            let rt = executor.rt();
+            assert!(rt.timeout(Duration::from_millis(1), receiver.recv_all()).await.is_err());
+            drop(receiver);
+            messages.push(4);
+            assert_eq!(sender.send_all(&mut messages), Err(Closed(())));
+            assert_eq!(messages, [4]);
         });
     }
 

@@ -15,6 +15,8 @@ pub struct ReactorOptions {
     pub count: usize,
     /// Binds each to a core of its own, where there are enough; else the system places them.
     pub pin: bool,
+    /// So many cores come before theirs: those of reactors that run elsewhere in the process.
+    pub cores_before: usize,
     /// Threads are called this, and a number.
     pub name: String,
     /// Their rings.
@@ -25,7 +27,8 @@ impl ReactorOptions {
     /// `count` reactors of a server.
     pub fn new(count: usize) -> Self {
         let uring = UringOptions::for_reactor();
-        Self { count: count.max(1), pin: true, name: "reactor".to_owned(), uring }
+        let name = "reactor".to_owned();
+        Self { count: count.max(1), pin: true, cores_before: 0, name, uring }
     }
 }
 
@@ -46,7 +49,8 @@ where
     M: Fn(usize, Rt, Uring) -> F + Send + Sync + 'static,
     F: Future<Output = T>,
 {
-    let cores = if options.pin { cores(options.count)? } else { Vec::new() };
+    let before = options.cores_before;
+    let cores = if options.pin { cores(before + options.count)? } else { Vec::new() };
     let make = Arc::new(make);
     let (ready_sender, ready) = mpsc::channel();
     let mut threads = Vec::new();
@@ -54,11 +58,12 @@ where
     for index in 0..options.count {
         let (make, ready, uring_options) =
             (make.clone(), ready_sender.clone(), options.uring.clone());
-        let core = cores.get(index).copied();
+        let core = cores.get(before + index).copied();
         let (start, started) = mpsc::channel::<()>();
         starts.push(start);
-        let thread = std::thread::Builder::new().name(format!("{}-{index}", options.name)).spawn(
-            move || {
+        let thread = std::thread::Builder::new()
+            .name(format!("{}-{}", options.name, before + index))
+            .spawn(move || {
                 if let Some(core) = core {
                     pin_to(core);
                 }
@@ -74,8 +79,7 @@ where
                 started.recv().ok()?;
                 let future = make(index, executor.rt(), uring);
                 Some(executor.block_on(future))
-            },
-        )?;
+            })?;
         threads.push(thread);
     }
     drop(ready_sender);
@@ -182,6 +186,19 @@ mod tests {
             start(&ReactorOptions::new(count + 1), |_, _, _| async { cores(1).map(|c| c.len()) });
         for cores in more.expect("rings").join() {
             assert_eq!(cores.expect("no panic").expect("affinity"), count);
+        }
+    }
+
+    #[test]
+    fn cores_before_are_left_to_others() {
+        let count = cores(1).expect("affinity").len();
+        let last = ReactorOptions { cores_before: count - 1, ..ReactorOptions::new(1) };
+        let one_too_many = ReactorOptions { cores_before: count, ..ReactorOptions::new(1) };
+        for (options, expected) in [(last, 1), (one_too_many, count)] {
+            let reactors = start(&options, |_, _, _| async { cores(1).map(|c| c.len()) });
+            for cores in reactors.expect("rings").join() {
+                assert_eq!(cores.expect("no panic").expect("affinity"), expected);
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use bb_transport::Part;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use toml::Spanned;
@@ -73,6 +74,8 @@ pub struct NodeConfig {
     pub listen: String,
     /// Memory for buffers.
     pub buffer_bytes: u64,
+    /// Threads that serve connections, the one that owns devices, log and partitions among them.
+    pub reactors: u32,
     /// Take huge pages for buffers where the machine has some free.
     pub huge_pages: bool,
     /// Memory for metadata; beyond it clients are slowed down, then refused (rule 16).
@@ -184,6 +187,8 @@ struct RawNode {
     listen: Spanned<String>,
     #[serde(default = "default_buffers")]
     buffers: Spanned<Bytes>,
+    #[serde(default = "default_reactors")]
+    reactors: Spanned<u32>,
     #[serde(default = "default_true")]
     huge_pages: bool,
     #[serde(default = "default_metadata")]
@@ -256,6 +261,9 @@ fn unplaced<T>(value: T) -> Spanned<T> {
 fn default_id() -> Spanned<u32> {
     unplaced(1)
 }
+fn default_reactors() -> Spanned<u32> {
+    unplaced(1)
+}
 fn default_buffers() -> Spanned<Bytes> {
     unplaced(Bytes(256 << 20))
 }
@@ -275,6 +283,13 @@ const LOG_BYTES_MIN: u64 = 64 << 20;
 const DEVICE_BYTES_MIN: u64 = 64 << 20;
 /// Smallest buffer pool: room for every service class (rule 14).
 const BUFFER_BYTES_MIN: u64 = 64 << 20;
+
+/// The first reactor has something to do for each request of all others: more than so many would
+/// only wait for it.
+const REACTORS_MAX: u32 = 64;
+/// Buffers for each reactor: so much that each has room for a payload of every service class
+/// (rule 14), half of all buffers being the connections'.
+const REACTOR_BUFFER_BYTES_MIN: u64 = 2 * Part::bytes_min(1);
 
 struct Check<'a> {
     text: &'a str,
@@ -349,6 +364,7 @@ impl Check<'_> {
         self.require(&node.listen, is_address(node.listen.get_ref()), "listen must be host:port");
         let text = format!("buffers must be at least {} MiB", BUFFER_BYTES_MIN >> 20);
         self.require(&node.buffers, node.buffers.get_ref().0 >= BUFFER_BYTES_MIN, text);
+        self.reactors(node);
         let metadata = node.metadata_memory.get_ref().0;
         self.require(
             &node.metadata_memory,
@@ -376,6 +392,7 @@ impl Check<'_> {
                 id: *node.id.get_ref(),
                 listen: node.listen.get_ref().clone(),
                 buffer_bytes: node.buffers.get_ref().0,
+                reactors: *node.reactors.get_ref(),
                 huge_pages: node.huge_pages,
                 metadata_bytes_max: metadata,
                 witness: node.witness,
@@ -387,6 +404,16 @@ impl Check<'_> {
             auth,
             cluster,
         }
+    }
+
+    fn reactors(&mut self, node: &RawNode) {
+        let count = *node.reactors.get_ref();
+        let good = (1..=REACTORS_MAX).contains(&count);
+        self.require(&node.reactors, good, format!("reactors must be 1 to {REACTORS_MAX}"));
+        let needed = u64::from(count) * REACTOR_BUFFER_BYTES_MIN;
+        let text = format!("{count} reactors need buffers of {} MiB at least", needed >> 20);
+        let enough = count < 2 || needed <= node.buffers.get_ref().0;
+        self.require(&node.reactors, !good || enough, text);
     }
 
     fn distinct(&mut self, raw: &RawConfig) {
@@ -531,6 +558,21 @@ path = "/scratch"
         let errors = Config::parse(&bad).expect_err("four errors");
         let lines: Vec<usize> = errors.iter().map(|(line, _)| *line).collect();
         assert_eq!(lines, [3, 7, 12, 20], "{errors:?}");
+    }
+
+    #[test]
+    fn one_reactor_is_the_default_and_others_need_buffers() {
+        assert_eq!(Config::parse(GOOD).expect("good").node.reactors, 1);
+        let with = |more: &str| Config::parse(&GOOD.replace("[log]", &format!("{more}\n[log]")));
+        assert_eq!(with("reactors = 8").expect("the default is enough").node.reactors, 8);
+        let two = with("buffers = \"64MiB\"\nreactors = 2").expect("just enough");
+        assert_eq!(two.node.reactors, 2);
+        for bad in ["reactors = 0", "reactors = 65", "reactors = 9", "reactors = \"2\""] {
+            let errors = with(bad).expect_err(bad);
+            assert_eq!((errors.len(), errors[0].0), (1, 5), "{bad}: {errors:?}");
+        }
+        assert!(with("reactors = 9").expect_err("buffers")[0].1.contains("288 MiB"));
+        assert!(with("buffers = \"288MiB\"\nreactors = 9").is_ok());
     }
 
     #[test]

@@ -11,7 +11,7 @@ const FILES: u64 = 6;
 const KILLS: u32 = 8;
 
 /// Writes, fsyncs, truncates, renames, until told to stop; what must be there at the end.
-fn work(
+pub fn work(
     client: &Client,
     mut random: fastrand::Rng,
     stop: &AtomicBool,
@@ -58,8 +58,13 @@ fn work(
 
 #[test]
 fn real_kill_9_at_random_times_loses_nothing_that_was_acknowledged() {
+    survives_kills(&Shape::default());
+}
+
+/// The cluster after that.
+pub fn survives_kills(shape: &Shape) -> Cluster {
     let mut random = random();
-    let mut cluster = Cluster::started(&Shape::default());
+    let mut cluster = Cluster::started(shape);
     let stop = AtomicBool::new(false);
     let client = cluster.client(60);
     let mut longest = std::time::Duration::ZERO;
@@ -108,4 +113,5 @@ fn real_kill_9_at_random_times_loses_nothing_that_was_acknowledged() {
         let found = std::fs::read(cluster.path("bfs").join(&path[1..])).expect("is there");
         assert!(found == *data, "{path} on the backing file system");
     }
+    cluster
 }

@@ -19,11 +19,12 @@ pub struct Shape {
     pub device_mib: u64,
     pub log_mib: u64,
     pub geometry: &'static str,
+    pub reactors: u32,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { devices: 4, device_mib: 256, log_mib: 128, geometry: "2+1" }
+        Self { devices: 4, device_mib: 256, log_mib: 128, geometry: "2+1", reactors: 1 }
     }
 }
 
@@ -125,9 +126,9 @@ impl Cluster {
     pub fn configuration(&self, shape: &Shape, address: &str) -> String {
         let directory = self.directory.display();
         let mut text = format!(
-            "[node]\nlisten = \"{address}\"\nbuffers = \"64MiB\"\n\
+            "[node]\nlisten = \"{address}\"\nbuffers = \"64MiB\"\nreactors = {}\n\
              [log]\npath = \"{directory}/log\"\nsize = \"{}MiB\"\n",
-            shape.log_mib
+            shape.reactors, shape.log_mib
         );
         for number in 0..shape.devices {
             let mib = shape.device_mib;
@@ -190,6 +191,11 @@ impl Cluster {
             }
             pause(5);
         }
+    }
+
+    /// What the server has said since its last start.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path(&format!("bbd.{}.log", self.starts))).expect("the log")
     }
 
     pub fn pid(&self) -> u32 {

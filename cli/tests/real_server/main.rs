@@ -11,6 +11,7 @@ mod harness;
 mod inspect;
 mod load;
 mod namespaces;
+mod reactors;
 mod several;
 mod several_servers;
 mod trace;

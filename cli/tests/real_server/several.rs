@@ -172,8 +172,11 @@ impl Servers {
             None => (None, free_address()),
         };
         let here = directory.display();
+        // A cluster of both kinds: to the others the number makes no difference.
+        let reactors = 1 + number % 2;
         let mut text = format!(
             "[node]\nid = {number}\nlisten = \"{address}\"\nbuffers = \"64MiB\"\n\
+             reactors = {reactors}\n\
              [log]\npath = \"{here}/log\"\nsize = \"128MiB\"\n"
         );
         for device in 1..=2 {

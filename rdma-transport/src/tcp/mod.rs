@@ -1,5 +1,6 @@
 //! TCP, by way of the reactor's `io_uring`.
 
+mod sharing;
 mod socket;
 mod stream;
 
@@ -8,8 +9,11 @@ use std::rc::Rc;
 
 use bb_runtime::uring::{RingFd, Uring};
 
+pub use sharing::{Handed, Taker, hand_over};
+
 use crate::Address;
 use crate::link::{Link, LinkError, Listener, LocalFuture, Network};
+use sharing::Counted;
 
 /// TCP over a ring. Addresses are `host:port`; IPv6 addresses stand in brackets.
 pub struct Tcp {
@@ -41,15 +45,20 @@ impl Network for Tcp {
     fn listen(&self, at: &Address) -> LocalFuture<'static, Result<Box<dyn Listener>, LinkError>> {
         let (uring, at) = (self.uring.clone(), at.clone());
         Box::pin(async move {
-            let addresses = socket::resolve(&at.0).await?;
-            // Sets SO_REUSEADDR: a restarted server must not wait for old connections to fade.
-            let listener = TcpListener::bind(&addresses[..])?;
-            let address = listener.local_addr()?;
-            let fd = uring.adopt(listener.into());
+            let (fd, address) = bind(&uring, &at).await?;
             let listener: Box<dyn Listener> = Box::new(Accepting { uring, fd, address });
             Ok(listener)
         })
     }
+}
+
+/// A listening socket, and where.
+async fn bind(uring: &Uring, at: &Address) -> std::io::Result<(RingFd, SocketAddr)> {
+    let addresses = socket::resolve(&at.0).await?;
+    // Sets SO_REUSEADDR: a restarted server must not wait for old connections to fade.
+    let listener = TcpListener::bind(&addresses[..])?;
+    let address = listener.local_addr()?;
+    Ok((uring.adopt(listener.into()), address))
 }
 
 async fn connect_one(uring: &Uring, address: SocketAddr) -> std::io::Result<Link> {
@@ -60,10 +69,15 @@ async fn connect_one(uring: &Uring, address: SocketAddr) -> std::io::Result<Link
 
 /// Makes a connected socket ours.
 fn link(uring: &Uring, fd: &RingFd) -> std::io::Result<Link> {
+    counted_link(uring, fd, None)
+}
+
+/// The same, for one that somebody counts.
+fn counted_link(uring: &Uring, fd: &RingFd, counted: Option<Counted>) -> std::io::Result<Link> {
     let peer = socket::prepare(fd)?;
     let remote: IpAddr = peer.ip().to_canonical();
     Ok(Link {
-        recv: Box::new(stream::TcpRecv::new(uring, fd)),
+        recv: Box::new(stream::TcpRecv::new(uring, fd, counted)),
         send: Rc::new(stream::TcpSend::new(uring, fd)),
         remote: remote.to_string().into(),
     })

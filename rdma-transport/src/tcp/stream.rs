@@ -6,6 +6,7 @@ use bb_proto::Header;
 use bb_runtime::BufMut;
 use bb_runtime::uring::{Part, RingFd, Uring};
 
+use super::sharing::Counted;
 use crate::codec::Decoder;
 use crate::link::{Frame, Limits, LinkError, LinkRecv, LinkSend, LocalFuture};
 
@@ -19,15 +20,18 @@ pub(super) struct TcpRecv {
     decoder: Decoder,
     /// Between reads the buffer lies here.
     buffer: Vec<u8>,
+    /// The connection's reactor has one more for as long as this lives.
+    _counted: Option<Counted>,
 }
 
 impl TcpRecv {
-    pub(super) fn new(uring: &Uring, fd: &RingFd) -> Self {
+    pub(super) fn new(uring: &Uring, fd: &RingFd, counted: Option<Counted>) -> Self {
         Self {
             uring: uring.clone(),
             fd: fd.clone(),
             decoder: Decoder::default(),
             buffer: Vec::new(),
+            _counted: counted,
         }
     }
 

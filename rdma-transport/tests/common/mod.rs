@@ -9,6 +9,7 @@ use std::time::Duration;
 use bb_proto::{Code, Failure, Kind, ServiceClass, Tick};
 use bb_runtime::{Buf, BufMut, BufPool, Rt};
 use bb_transport::auth::NoAuth;
+use bb_transport::relay::{self, Host, Relay};
 use bb_transport::{
     HandleFuture, Identity, Incoming, Outgoing, Peer, Response, Role, Service, Vitals,
 };
@@ -150,6 +151,12 @@ impl Service for Echo {
     fn disconnected(&self, _peer: &Peer) {
         self.disconnected.set(self.disconnected.get() + 1);
     }
+}
+
+/// The service as another reactor has it: two tasks of one executor stand for the two reactors.
+pub fn relayed(rt: &Rt, service: Rc<dyn Service>) -> (Rc<Relay>, Host) {
+    let (relay, host) = relay::pair();
+    (Relay::start(rt, relay), Host::start(rt, service, host))
 }
 
 pub fn identity(role: Role, host: &str) -> Identity {

@@ -176,7 +176,11 @@ fn format(path: &Path, force: bool, sparse: bool) -> Result<(), DaemonError> {
 fn check(path: &Path) -> Result<(), DaemonError> {
     let config = Config::load(path)?;
     println!("{}: good", path.display());
-    println!("node {} on {}", config.node.id, config.node.listen);
+    let reactors = match config.node.reactors {
+        1 => "1 reactor".to_owned(),
+        count => format!("{count} reactors"),
+    };
+    println!("node {} on {}, {reactors}", config.node.id, config.node.listen);
     println!(
         "{} data devices, {}+{} parity, {} partitions, backing file system {}",
         config.devices.len(),

@@ -103,7 +103,7 @@ async fn join_plan(
         host: "bbd format".into(),
         cluster,
         incarnation: 0,
-        auth: auth.method.clone(),
+        auth: auth.method(),
     };
     let caller = |role, cluster| {
         let settings = ClientConfig::new(identity(role, cluster), pool.clone());

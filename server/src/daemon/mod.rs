@@ -5,6 +5,7 @@
 mod auth;
 mod format;
 mod log_inspect;
+mod reactors;
 mod restart;
 mod run;
 
@@ -70,6 +71,9 @@ pub enum DaemonError {
     /// The commit log has failed while the node was serving.
     #[error("the commit log has failed, so nothing can be acknowledged any more: {0}")]
     LogFailed(LogError),
+    /// A reactor beside the first one is gone.
+    #[error("a reactor has ended by itself: its connections are lost")]
+    ReactorEnded,
     /// The cluster goes on without this process: one with a new incarnation may take its place.
     #[error("this process ends, to be started anew: {0}")]
     MustRestart(String),

@@ -8,11 +8,14 @@ use bb_commitlog::Options;
 use bb_proto::DeviceId;
 use bb_runtime::uring::{self, Uring, UringOptions};
 use bb_runtime::{BufPool, Rt, ThreadPool};
-use bb_transport::link::Network;
+use futures_util::future;
 
-use bb_transport::{Address, Client, ClientConfig, Identity, Role, Server, ServerConfig, Tcp};
+use bb_transport::{
+    Address, Client, ClientConfig, Complaints, Identity, Role, Server, Service, Tcp,
+};
 
 use super::auth::Auth;
+use super::reactors::{Others, Terms, log_stopped};
 use super::{DaemonError, open_device, pool};
 use crate::bfs::posix::{Limits, PosixBfs};
 use crate::blockstore;
@@ -27,7 +30,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 /// successor is waited for.
 const END_LIMIT: Duration = Duration::from_millis(200);
 
-/// Serves as the node that `config` describes, in this thread, until SIGTERM or SIGINT. `ready` is
+/// Serves as the node that `config` describes, in this thread and those of further reactors, until
+/// SIGTERM or SIGINT. `ready` is
 /// called once requests are answered. The operator gives up the devices `give_up`: their blocks are
 /// reconstructed from others from now on.
 ///
@@ -80,15 +84,15 @@ async fn serve(
         }
     }
     let network = Tcp::network(uring);
+    let host = format!("node{}", config.node.id);
     let identity = Identity {
         role: Role::Server,
-        host: format!("node{}", config.node.id).into(),
+        host: host.as_str().into(),
         cluster: Vec::new(),
         incarnation: 0,
-        auth: auth.method.clone(),
+        auth: auth.method(),
     };
-    let caller =
-        Client::new(rt, network.clone(), ClientConfig::new(identity.clone(), pool.clone()));
+    let caller = Client::new(rt, network, ClientConfig::new(identity, pool.clone()));
     let address = Address::from(config.node.listen.as_str());
     let parts = Parts {
         address: address.clone(),
@@ -121,73 +125,116 @@ async fn serve(
     caller.set_local(address.clone(), node.clone());
     let shared = node.context().shared.clone();
     caller.set_cluster(shared.map().cluster.clone());
-    let identity = Identity {
+    let terms = Terms {
+        reactors: config.node.reactors,
+        address: config.node.listen.clone(),
+        host,
         cluster: shared.map().cluster.clone(),
         incarnation: shared.incarnation.0,
-        ..identity
+        auth,
+        pool,
+        complaints: Complaints::default(),
     };
-    let server = listen(rt, &*network, &address, node.clone(), identity, pool).await?;
+    let (server, mut others) = listen(rt, uring, &address, &node, &terms).await?;
     if node.context().shared.security().is_none() {
         tracing::warn!("{}", AuthConfig::TRUSTED);
     }
-    tracing::info!(address = %server.address().0, incarnation = %shared.incarnation, "listening");
+    tracing::info!(
+        address = %server.address().0,
+        incarnation = %shared.incarnation,
+        reactors = terms.reactors,
+        "listening"
+    );
     let council = node.council().clone();
     rt.spawn(async move {
         council.joined().await;
         tracing::info!("serving");
         ready();
     });
-    let outcome = until_stopped(uring, &node, signals).await;
+    let outcome = until_stopped(uring, &node, others.as_ref(), signals).await;
     if outcome.is_ok() {
         node.council().leave_in_order().await;
     }
-    server.stop(if outcome.is_ok() { STOP_LIMIT } else { END_LIMIT }).await;
+    let limit = if outcome.is_ok() { STOP_LIMIT } else { END_LIMIT };
+    let others_end = async {
+        if let Some(others) = &mut others {
+            others.stop(rt, limit).await;
+        }
+    };
+    future::join(server.stop(limit), others_end).await;
+    log_stopped(0, server.stats());
     caller.close();
     if outcome.is_ok()
         && let Err(error) = node.stop().await
     {
         tracing::warn!(%error, "the commit log could not be closed; nothing is lost");
     }
+    if let Some(others) = others {
+        others.join();
+    }
     outcome
 }
 
+/// Listens, in this reactor and in those beside it that the configuration wants.
 async fn listen(
     rt: &Rt,
-    network: &dyn Network,
+    uring: &Uring,
     address: &Address,
-    node: Rc<Node>,
-    identity: Identity,
-    pool: BufPool,
-) -> Result<Server, DaemonError> {
-    let listener = network.listen(address).await.map_err(|error| DaemonError::Listen {
+    node: &Rc<Node>,
+    terms: &Terms,
+) -> Result<(Server, Option<Others>), DaemonError> {
+    let service: Rc<dyn Service> = node.clone();
+    let (others, listener) = if terms.reactors > 1 {
+        let (others, takers) = Others::start(rt, &service, terms)?;
+        (Some(others), Tcp::listen_and_share(rt, uring, address, takers).await)
+    } else {
+        (None, Tcp::network(uring).listen(address).await)
+    };
+    let listener = listener.map_err(|error| DaemonError::Listen {
         address: address.0.to_string(),
         why: error.to_string(),
     })?;
-    Ok(Server::start(rt, listener, node, ServerConfig::new(identity, pool)))
+    Ok((Server::start(rt, listener, service, terms.server(0)), others))
 }
 
-/// Waits for a signal, or for the commit log to fail.
-async fn until_stopped(uring: &Uring, node: &Node, signals: OwnedFd) -> Result<(), DaemonError> {
+/// Waits for a signal, or for something without which nothing can be served to fail.
+async fn until_stopped(
+    uring: &Uring,
+    node: &Node,
+    others: Option<&Others>,
+    signals: OwnedFd,
+) -> Result<(), DaemonError> {
     let signals = uring.adopt(signals);
     let signal = std::pin::pin!(uring.poll_fd(&signals, libc::POLLIN));
     let log = node.context().log.clone();
     let failed = async {
         let ends = std::pin::pin!(node.council().must_end());
-        match futures_util::future::select(std::pin::pin!(log.failed()), ends).await {
-            futures_util::future::Either::Left((error, _)) => DaemonError::LogFailed(error),
-            futures_util::future::Either::Right((why, _)) if node.council().is_given_up() => {
+        match future::select(std::pin::pin!(log.failed()), ends).await {
+            future::Either::Left((error, _)) => DaemonError::LogFailed(error),
+            future::Either::Right((why, _)) if node.council().is_given_up() => {
                 DaemonError::GivenUp(why)
             }
-            futures_util::future::Either::Right((why, _)) => DaemonError::MustRestart(why),
+            future::Either::Right((why, _)) => DaemonError::MustRestart(why),
         }
     };
-    match futures_util::future::select(signal, std::pin::pin!(failed)).await {
-        futures_util::future::Either::Left((signal, _)) => {
+    let reactor_ended = async {
+        match others {
+            Some(others) => others.one_ended().await,
+            None => future::pending().await,
+        }
+        DaemonError::ReactorEnded
+    };
+    let failed = async {
+        let ended = std::pin::pin!(reactor_ended);
+        future::select(std::pin::pin!(failed), ended).await.factor_first().0
+    };
+    match future::select(signal, std::pin::pin!(failed)).await {
+        future::Either::Left((signal, _)) => {
             signal.map_err(|error| DaemonError::Os { doing: "wait for signals", error })?;
             tracing::info!("stopping");
             Ok(())
         }
-        futures_util::future::Either::Right((error, _)) => Err(error),
+        future::Either::Right((error, _)) => Err(error),
     }
 }
 
