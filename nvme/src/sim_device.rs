@@ -212,6 +212,11 @@ impl Op {
             self.disk.land_partly(state, write);
             return Err(DeviceError::Io { errno: EIO, offset: self.offset });
         }
+        // A durable write is a write and the flush that covers it.
+        if durability == Durability::Durable && self.strikes(state, FaultKind::FailedFlush) {
+            self.disk.land_partly(state, write);
+            return Err(self.fail_flush(state));
+        }
         self.disk.note(state, SimEvent::WriteCompleted, self.offset, self.len);
         if self.strikes(state, FaultKind::LostWrite) {
             return Ok(());
@@ -243,10 +248,7 @@ impl Op {
         let result = timed.and_then(|()| {
             let mut state = self.disk.state.borrow_mut();
             if self.strikes(&mut state, FaultKind::FailedFlush) {
-                let why = "a flush failed".to_owned();
-                state.failed = Some(why.clone());
-                self.lose_some_of_the_cache(&mut state);
-                return Err(DeviceError::Failed(why));
+                return Err(self.fail_flush(&mut state));
             }
             for block in state.flush_through(through) {
                 self.disk.note(&mut state, SimEvent::Durable, block * BLOCK_BYTES, BLOCK_BYTES);
@@ -255,6 +257,13 @@ impl Op {
             Ok(())
         });
         self.end(result)
+    }
+
+    fn fail_flush(&self, state: &mut State) -> DeviceError {
+        let why = "a flush failed".to_owned();
+        state.failed = Some(why.clone());
+        self.lose_some_of_the_cache(state);
+        DeviceError::Failed(why)
     }
 
     /// As kernels do: after a failed flush, pages count as clean whether they were written or not.

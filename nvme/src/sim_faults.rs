@@ -91,7 +91,7 @@ pub struct FaultRates {
     pub write_error_ppm: u32,
     /// [`FaultKind::Slow`], per operation.
     pub slow_ppm: u32,
-    /// [`FaultKind::FailedFlush`], per flush.
+    /// [`FaultKind::FailedFlush`], per flush, and per durable write.
     pub failed_flush_ppm: u32,
 }
 

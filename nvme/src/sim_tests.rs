@@ -163,6 +163,10 @@ fn injected_faults_happen_once_and_are_counted() {
         assert!(matches!(dev.flush().await, Err(DeviceError::Failed(_))));
         assert!(matches!(world.read(&dev, 0, 4096).await, Err(DeviceError::Failed(_))));
         let dev = disk.attach();
+        disk.inject(FaultKind::FailedFlush);
+        let failed = dev.write(0, world.buf(4096, 7), Durability::Durable).await;
+        assert!(matches!(failed, Err(DeviceError::Failed(_))), "it has a flush in it");
+        let dev = disk.attach();
         assert!(world.read(&dev, 0, 4096).await.is_ok());
         disk.set_gone(true);
         assert!(matches!(world.read(&dev, 0, 4096).await, Err(DeviceError::Failed(_))));
