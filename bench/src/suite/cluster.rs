@@ -66,6 +66,11 @@ impl Shape {
         each.max(192 << 20)
     }
 
+    /// All data devices together.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.servers * DEVICES * self.device_bytes()
+    }
+
     /// On the disk, all in all, with a copy on the backing file system.
     pub fn disk_bytes(&self) -> u64 {
         self.servers * (DEVICES * self.device_bytes() + self.log_bytes) + self.user_bytes

@@ -14,6 +14,8 @@ use super::process::{Guarded, bound, output};
 
 const VOLUME: &str = "bench";
 const BRICKS: usize = 3;
+/// Of its namespace alone: it refuses to keep bricks at a loopback address.
+const HOST: &str = "192.0.2.1";
 
 /// A mounted volume. Everything ends when it is dropped.
 pub struct Gluster {
@@ -54,7 +56,15 @@ impl Gluster {
     fn bring_up(&mut self) -> Result<(), String> {
         must("ip", &["netns", "add", &self.namespace])?;
         self.inside("ip", &["link", "set", "lo", "up"])?;
-        self.inside("sysctl", &["-qw", "net.ipv4.tcp_congestion_control=cubic"])?;
+        self.inside("ip", &["addr", "add", &format!("{HOST}/32"), "dev", "lo"])?;
+        // Of the routes: a namespace may not choose one that not everybody may.
+        for address in [HOST, "127.0.0.1"] {
+            let route = format!(
+                "route replace table local local {address} dev lo proto kernel scope host src \
+                 {address} congctl cubic"
+            );
+            self.inside("ip", &route.split(' ').collect::<Vec<_>>())?;
+        }
         let here = self.folder.display().to_string();
         for name in ["state", "run", "log", "mount", "brick0", "brick1", "brick2"] {
             let path = self.folder.join(name);
@@ -75,14 +85,13 @@ impl Gluster {
         self.daemon = Some(Guarded(child));
         clock::wait("glusterd answers", 30, || Ok(self.gluster(&["pool", "list"]).is_ok()))?;
         let mut words = vec!["volume", "create", VOLUME, "disperse", "3", "redundancy", "1"];
-        let bricks: Vec<String> =
-            (0..BRICKS).map(|i| format!("127.0.0.1:{here}/brick{i}")).collect();
+        let bricks: Vec<String> = (0..BRICKS).map(|i| format!("{HOST}:{here}/brick{i}")).collect();
         words.extend(bricks.iter().map(String::as_str));
         words.push("force");
         self.gluster(&words)?;
         self.gluster(&["volume", "start", VOLUME])?;
         let mut command = self.command("/usr/sbin/glusterfs");
-        command.args(["--volfile-server=127.0.0.1", "--volfile-id=/bench", "-p"]);
+        command.args([&format!("--volfile-server={HOST}"), "--volfile-id=/bench", "-p"]);
         command.arg(self.folder.join("run/mount.pid")).arg("-l");
         command.arg(self.folder.join("log/mount.log")).arg(&self.mount);
         output(command)?;

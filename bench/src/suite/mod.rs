@@ -24,6 +24,7 @@ mod statistic;
 mod system;
 mod systems;
 mod table;
+mod tell;
 
 pub use options::Options;
 pub use run::run;

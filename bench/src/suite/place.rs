@@ -21,6 +21,7 @@ impl Place {
     /// # Errors
     /// It cannot.
     pub fn make(parent: &Path) -> Result<Self, String> {
+        let parent = parent.canonicalize().map_err(|e| format!("{}: {e}", parent.display()))?;
         let path = parent.join(format!("burstbay-bench-{}", std::process::id()));
         let failed = |error: std::io::Error| format!("{}: {error}", path.display());
         fs::create_dir_all(&path).map_err(failed)?;
@@ -47,7 +48,10 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.path) {
-            eprintln!("bench: cannot remove {}: {error}", self.path.display());
+            super::tell::progress(&format!(
+                "bench: cannot remove {}: {error}",
+                self.path.display()
+            ));
         }
     }
 }

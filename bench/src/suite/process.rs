@@ -61,7 +61,7 @@ impl Drop for Guarded {
 pub struct Counters {
     /// User and system time of all its threads.
     pub cpu_seconds: f64,
-    /// Most memory it ever had.
+    /// Most memory it had since [`forget_peak`].
     pub peak_kib: u64,
     /// Bytes it caused to be written to devices.
     pub write_bytes: u64,
@@ -91,6 +91,12 @@ impl Counters {
             read_bytes: self.read_bytes.saturating_sub(before.read_bytes),
         }
     }
+}
+
+/// From here on the most memory of a process is that of what comes.
+pub fn forget_peak(pid: u32) {
+    // Refused where the process is gone or not ours: then its peak is that of its whole life.
+    let _ = fs::write(format!("/proc/{pid}/clear_refs"), "5");
 }
 
 /// To the nanosecond; /proc/PID/stat has hundredths of a second.

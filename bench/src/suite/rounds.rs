@@ -11,7 +11,7 @@ use super::floor_run::Floor;
 use super::honesty::{Claim, complaints};
 use super::load::{Loader, Work};
 use super::options::Options;
-use super::process::{Counters, Disk};
+use super::process::{Counters, Disk, forget_peak};
 use super::rows::{RECORD, Ranks, Row, Unit};
 use super::sample::{Placed, Sample};
 use super::system::{Kind, System};
@@ -20,8 +20,10 @@ use crate::limits::{self, Limits};
 
 /// A row that takes longer has hung.
 const ROW_SECONDS: u64 = 240;
-/// Time for the space of removed files to come back.
-const SPACE_SECONDS: u64 = 60;
+/// Time for the space of removed files to come back, where the next row can do without it, ...
+const SPACE_SECONDS: u64 = 4;
+/// ... and where it cannot.
+const SPACE_SECONDS_MAX: u64 = 120;
 /// Of a job's file.
 const JOB_BYTES: u64 = 1 << 20;
 /// Random writes of a rank, at most: each page is written once.
@@ -51,6 +53,8 @@ pub struct Runner<'a> {
     pub notes: Vec<String>,
     started: Instant,
     broken: BTreeMap<String, String>,
+    /// Where space of removed files may still come back.
+    unsettled: BTreeSet<String>,
     made: BTreeMap<(String, &'static str), Vec<u64>>,
 }
 
@@ -76,6 +80,7 @@ impl<'a> Runner<'a> {
             notes: Vec::new(),
             started: now(),
             broken: BTreeMap::new(),
+            unsettled: BTreeSet::new(),
             made: BTreeMap::new(),
         }
     }
@@ -123,7 +128,9 @@ impl<'a> Runner<'a> {
                     self.row(round, row, index)?;
                 }
             }
-            self.remove(round, root)?;
+            if round + 1 < self.options.rounds() {
+                self.remove(round, root)?;
+            }
         }
         Ok(())
     }
@@ -131,7 +138,10 @@ impl<'a> Runner<'a> {
     fn say(&self, round: u64, row: &str, system: &str, what: &str) {
         let seconds = self.started.elapsed().as_secs();
         let of = self.options.rounds();
-        eprintln!("[{seconds:>4} s] round {}/{of}  {row:<20} {system:<14} {what}", round + 1);
+        super::tell::progress(&format!(
+            "[{seconds:>4} s] round {}/{of}  {row:<20} {system:<14} {what}",
+            round + 1
+        ));
     }
 
     fn floor_row(&mut self, round: u64, row: &'static Row) -> Result<(), String> {
@@ -181,7 +191,9 @@ impl<'a> Runner<'a> {
     }
 
     fn row(&mut self, round: u64, row: &'static Row, index: usize) -> Result<(), String> {
-        if !self.systems.all[index].does(row) {
+        // Killing a server and waiting until all is well again takes half a minute.
+        let skip = row.degraded && self.options.quick && round + 1 < self.options.rounds();
+        if skip || !self.systems.all[index].does(row) {
             return Ok(());
         }
         let name = self.systems.all[index].name.clone();
@@ -234,9 +246,23 @@ impl<'a> Runner<'a> {
                 }
                 outcome
             };
+        let killed = now();
         change(self, super::cluster::Cluster::kill_one)?;
+        self.say(
+            sample.round,
+            row.name,
+            &sample.system,
+            &took("a server was killed; noticed", killed),
+        );
         let outcome = self.measure(row, index, sample);
+        let started = now();
         change(self, super::cluster::Cluster::start_again)?;
+        self.say(
+            sample.round,
+            row.name,
+            &sample.system,
+            &took("started again; all is well", started),
+        );
         outcome
     }
 
@@ -248,6 +274,7 @@ impl<'a> Runner<'a> {
         let before = placed(system)?;
         let pids = system.pids();
         let mut counted: Vec<(Vec<Counters>, Disk)> = Vec::new();
+        pids.iter().for_each(|(_, pid)| forget_peak(*pid));
         let words = self.words(row, system, sample.round);
         let work = self.loader.run(&words, system.configuration(), ROW_SECONDS, || {
             let of_all = pids.iter().map(|(_, pid)| Counters::of(*pid)).collect();
@@ -262,7 +289,9 @@ impl<'a> Runner<'a> {
         sample.disk = disk_after.since(disk_before);
         sample.work = work;
         let after = placed(system)?;
-        sample.placed = after.zip(before).map(|(after, before)| after.since(&before));
+        let settled = !self.unsettled.contains(&system.name);
+        let change = after.zip(before).map(|(after, before)| after.since(&before));
+        sample.placed = change.filter(|_| settled);
         if row.durable
             && let Some(geometry) = system.geometry()
         {
@@ -341,33 +370,51 @@ impl<'a> Runner<'a> {
             clock::check()?;
             if let Err(error) = outcome {
                 let note = format!("{}: files of {root} were not removed: {error}", system.name);
-                eprintln!("bench: {note}");
+                super::tell::progress(&format!("bench: {note}"));
                 self.notes.push(note);
                 continue;
             }
-            let Kind::Burstbay(cluster) = &system.kind else { continue };
-            let start = now();
-            let small = i64::try_from(self.size / 16).unwrap_or(i64::MAX).max(8 << 20);
-            let mut left = 0;
-            let waited = clock::wait("space comes back", SPACE_SECONDS, || {
-                left = Placed::of(&cluster.status()?).used_bytes;
-                Ok(left < small)
-            });
-            clock::check()?;
-            let seconds = start.elapsed().as_secs_f64();
-            if waited.is_err() || seconds > 5.0 {
-                let note = format!(
-                    "round {}, {}: {} MiB of removed files still use space after {seconds:.0} s ({root})",
-                    round + 1,
-                    system.name,
-                    left >> 20
-                );
-                eprintln!("bench: {note}");
-                self.notes.push(note);
-            }
+            self.wait_for_space(round, index)?;
         }
         Ok(())
     }
+
+    /// What is left of removed files would be taken for what the next row writes.
+    fn wait_for_space(&mut self, round: u64, index: usize) -> Result<(), String> {
+        let system = &self.systems.all[index];
+        let Kind::Burstbay(cluster) = &system.kind else { return Ok(()) };
+        let start = now();
+        let limit = if self.options.smoke { 0 } else { SPACE_SECONDS };
+        let small = self.size / 16;
+        let half = cluster.shape.capacity_bytes() / 2;
+        let mut left = 0;
+        let waited = clock::wait("space comes back", SPACE_SECONDS_MAX, || {
+            left = u64::try_from(Placed::of(&cluster.status()?).used_bytes).unwrap_or(0);
+            Ok(left < small || left < half && start.elapsed().as_secs() >= limit)
+        });
+        clock::check()?;
+        if let Err(error) = waited {
+            let note = format!(
+                "round {}, {}: {} MiB are left: {error}",
+                round + 1,
+                system.name,
+                left >> 20
+            );
+            super::tell::progress(&format!("bench: {note}"));
+            self.notes.push(note);
+        }
+        let name = system.name.clone();
+        if left < small {
+            self.unsettled.remove(&name)
+        } else {
+            self.unsettled.insert(name)
+        };
+        Ok(())
+    }
+}
+
+fn took(what: &str, since: Instant) -> String {
+    format!("{what} after {:.1} s", since.elapsed().as_secs_f64())
 }
 
 fn root_of(row: &'static Row) -> &'static str {

@@ -27,13 +27,13 @@ pub fn run(options: &Options) -> Result<(), String> {
     let directory = options.directory.clone().unwrap_or_else(|| beside(&programs));
     let size = systems::size(options, &directory)?;
     let place = Place::make(&directory)?;
-    eprintln!(
+    super::tell::progress(&format!(
         "bench: in {}; large rows of {} MiB, {} clients, {} rounds",
         place.path.display(),
         size >> 20,
         options.clients,
         options.rounds()
-    );
+    ));
     let loader = Loader::compile(&place.folder("client")?, &library(options, &programs)?)?;
     let floor = match options.wants(FLOOR) {
         true => Some(Floor::prepare(&place, options.clients, size)?),
@@ -71,12 +71,12 @@ fn tell(
     names.extend(runner.systems.all.iter().map(|s| (s.name.clone(), s.geometry())));
     let summaries = summaries(chosen, &names, &machine);
     let goals = goals::goals(&machine);
-    println!("{}\n{}", table::rows(&summaries), table::limits(&runner.limits));
-    println!("{}\n{}", devices(&machine, OURS, chosen), table::goals(&goals));
+    super::tell::out(&format!("{}\n{}", table::rows(&summaries), table::limits(&runner.limits)));
+    super::tell::out(&format!("{}\n{}", devices(&machine, OURS, chosen), table::goals(&goals)));
     for (system, why) in &runner.systems.missing {
-        println!("{system}: {why}");
+        super::tell::out(&format!("{system}: {why}"));
     }
-    runner.notes.iter().for_each(|note| println!("note: {note}"));
+    runner.notes.iter().for_each(|note| super::tell::out(&format!("note: {note}")));
     let form = match (options.smoke, options.quick) {
         (true, _) => "smoke",
         (_, true) => "quick",
@@ -104,7 +104,7 @@ fn tell(
 
 fn write(path: &Path, text: &str) -> Result<(), String> {
     std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))?;
-    println!("written: {}", path.display());
+    super::tell::out(&format!("written: {}", path.display()));
     Ok(())
 }
 

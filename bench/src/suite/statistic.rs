@@ -113,7 +113,7 @@ mod tests {
         ];
         let ratio = |all: &[Sample]| {
             let samples = Samples(all);
-            let rate = |sample: &Sample| Some(sample.rate(rows::ROWS[0].unit));
+            let rate = |sample: &Sample| Some(sample.rate(rows::Unit::Bytes));
             let by = |round| samples.find(round, "seq-write", "s").and_then(rate);
             samples.ratio(("shared-write", "s"), rate, by)
         };

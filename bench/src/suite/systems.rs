@@ -92,7 +92,7 @@ pub fn start(
     }
     for (name, servers, geometry) in CLUSTERS {
         if options.wants(name) {
-            eprintln!("bench: {name}: format and start {servers} servers");
+            super::tell::progress(&format!("bench: {name}: format and start {servers} servers"));
             let shape = shape(options, servers, geometry, size);
             let cluster = Cluster::start(place, programs, name, shape)
                 .map_err(|error| format!("{name}: {error}"))?;
@@ -113,7 +113,7 @@ pub fn start(
                     Missing::NotInstalled => "not installed".to_owned(),
                     Missing::Failed(why) => why,
                 };
-                eprintln!("bench: {GLUSTER}: {why}");
+                super::tell::progress(&format!("bench: {GLUSTER}: {why}"));
                 systems.missing.push((GLUSTER.to_owned(), why));
             }
         }
