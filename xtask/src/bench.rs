@@ -1,5 +1,7 @@
 //! `./x bench`: builds what is measured, without debugging aids, and hands over to the program.
 
+use std::os::unix::process::CommandExt;
+
 use crate::Outcome;
 use crate::cargo::{cargo, command, run as start, target_directory};
 
@@ -11,5 +13,7 @@ pub fn run(arguments: &[String]) -> Outcome {
     // As users get it: see the profile.
     start(cargo().args(["build", "--locked", "--profile=library", "--package=bb-capi"]))?;
     let program = target_directory()?.join("release/bench");
-    start(command(&program.to_string_lossy()).args(arguments))
+    // It becomes the program: Ctrl-C is one process's, which cleans up.
+    let error = command(&program.to_string_lossy()).args(arguments).exec();
+    Err(format!("{}: {error}", program.display()))
 }

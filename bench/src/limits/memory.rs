@@ -7,40 +7,38 @@ use bb_erasure::{Geometry, crc32c, default_codec, seal};
 use crate::floor::Fallible;
 use crate::suite::clock::now;
 
-/// More than the last level of any cache here.
-const BYTES: usize = 256 << 20;
 const CHUNK_BYTES: usize = 16 << 10;
 
-fn rate(work: impl FnOnce()) -> f64 {
+fn rate(bytes: usize, work: impl FnOnce()) -> f64 {
     let start = now();
     work();
-    BYTES as f64 / start.elapsed().as_secs_f64() / 1e9
+    bytes as f64 / start.elapsed().as_secs_f64() / 1e9
 }
 
 /// GB/s of a copy, from DRAM to DRAM.
-pub fn copy() -> f64 {
-    let (from, mut to) = (vec![7_u8; BYTES], vec![1_u8; BYTES]);
-    rate(|| {
+pub fn copy(bytes: usize) -> f64 {
+    let (from, mut to) = (vec![7_u8; bytes], vec![1_u8; bytes]);
+    rate(bytes, || {
         to.copy_from_slice(&from);
         black_box(&to);
     })
 }
 
 /// GB/s of CRC32C.
-pub fn crc() -> f64 {
-    let data = vec![7_u8; BYTES];
-    rate(|| {
+pub fn crc(bytes: usize) -> f64 {
+    let data = vec![7_u8; bytes];
+    rate(bytes, || {
         black_box(crc32c(black_box(&data)));
     })
 }
 
 /// GB/s of data that is sealed in groups of 2 MiB.
-pub fn seal_rate(geometry: &str) -> Fallible<f64> {
+pub fn seal_rate(geometry: &str, bytes: usize) -> Fallible<f64> {
     let geometry: Geometry = geometry.parse()?;
     let block_bytes = (2 << 20) / geometry.data();
-    let mut groups = vec![vec![vec![7_u8; block_bytes]; geometry.total()]; BYTES / (2 << 20)];
+    let mut groups = vec![vec![vec![7_u8; block_bytes]; geometry.total()]; bytes / (2 << 20)];
     let mut failed = None;
-    let rate = rate(|| {
+    let rate = rate(bytes, || {
         for group in &mut groups {
             let (data, parity) = group.split_at_mut(geometry.data());
             let data: Vec<&[u8]> = data.iter().map(Vec::as_slice).collect();

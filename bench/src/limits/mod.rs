@@ -23,21 +23,23 @@ pub struct Limits {
     pub round_trip_us: f64,
 }
 
-/// Measures for about a second.
+/// Measures for about a second; only for show with `small`.
 ///
 /// # Errors
 /// Of the network.
-pub fn measure() -> Fallible<Limits> {
-    let copy_gbps = memory::copy();
-    let crc_gbps = memory::crc();
-    let seal_2_1_gbps = memory::seal_rate("2+1")?;
-    let seal_4_2_gbps = memory::seal_rate("4+2")?;
+pub fn measure(small: bool) -> Fallible<Limits> {
+    // More than the last level of any cache here.
+    let bytes = if small { 8 << 20 } else { 256 << 20 };
+    let copy_gbps = memory::copy(bytes);
+    let crc_gbps = memory::crc(bytes);
+    let seal_2_1_gbps = memory::seal_rate("2+1", bytes)?;
+    let seal_4_2_gbps = memory::seal_rate("4+2", bytes)?;
     Ok(Limits {
         copy_gbps,
         crc_gbps,
         seal_2_1_gbps,
         seal_4_2_gbps,
-        tcp_gbps: tcp::stream()?,
+        tcp_gbps: tcp::stream(bytes * 2)?,
         round_trip_us: tcp::round_trip_us()?,
     })
 }

@@ -7,7 +7,6 @@ use crate::floor::{Fallible, tune};
 use crate::suite::clock::now;
 
 const MIB: usize = 1 << 20;
-const REQUESTS: usize = 512;
 const ROUND_TRIPS: usize = 2_000;
 
 /// Answers `answer` bytes for each `request` bytes, until the other end is gone. On that core.
@@ -41,12 +40,13 @@ fn pin(core: usize) {
 }
 
 /// GB/s of requests of 1 MiB with small answers, two under way.
-pub fn stream() -> Fallible<f64> {
+pub fn stream(bytes: usize) -> Fallible<f64> {
     let mut stream = answer(1, MIB, 64)?;
+    let requests = bytes / MIB;
     let block = vec![7; MIB];
     let mut small = [0; 64];
     let start = now();
-    for sent in 0..REQUESTS {
+    for sent in 0..requests {
         if sent >= 2 {
             stream.read_exact(&mut small)?;
         }
@@ -55,7 +55,7 @@ pub fn stream() -> Fallible<f64> {
     for _ in 0..2 {
         stream.read_exact(&mut small)?;
     }
-    Ok((REQUESTS * MIB) as f64 / start.elapsed().as_secs_f64() / 1e9)
+    Ok((requests * MIB) as f64 / start.elapsed().as_secs_f64() / 1e9)
 }
 
 /// Microseconds, median, between core 0 and core 1; both sleep in between.

@@ -186,7 +186,7 @@ pub fn goals(machine: &Machine<'_>) -> Vec<Goal> {
         ),
         goal(
             "8a",
-            "bytes of metadata per fragment and copy",
+            "bytes of metadata per additional fragment and copy",
             most(64.0),
             bytes_per_fragment(machine),
         ),
@@ -199,13 +199,15 @@ pub fn goals(machine: &Machine<'_>) -> Vec<Goal> {
     ]
 }
 
-/// Memory for metadata that shared writes took, over their fragments and the copies of each: parity
-/// groups' records and stubs are in it, so it is no less than what a fragment costs.
+/// Memory for metadata that shared writes take beyond sequential ones of as many bytes, over the
+/// fragments that they have beyond those, and the copies of each: groups are the same in both.
 fn bytes_per_fragment(machine: &Machine<'_>) -> Option<Spread> {
     machine.samples.spread("shared-write", OURS, |sample| {
-        let placed = sample.placed?;
-        let copies = (1 + placed.parity) * sample.work.ops;
-        Some(placed.metadata_bytes as f64 / copies as f64)
+        let shared = sample.placed?;
+        let sequential = machine.samples.find(sample.round, "seq-write", OURS)?.placed?;
+        let more = shared.since(&sequential);
+        let copies = 1.0 + shared.parity as f64;
+        (more.fragments > 0).then(|| more.metadata_bytes as f64 / (more.fragments as f64 * copies))
     })
 }
 

@@ -110,7 +110,7 @@ impl<'a> Runner<'a> {
     /// is told in its sample.
     pub fn round(&mut self, round: u64, rows: &[&'static Row]) -> Result<(), String> {
         self.say(round, "limits", "", "copy, CRC32C, codec, TCP");
-        self.limits.push(limits::measure().map_err(|error| error.to_string())?);
+        self.limits.push(limits::measure(self.options.smoke).map_err(|error| error.to_string())?);
         let mut groups: Vec<(&str, Vec<&'static Row>)> = Vec::new();
         for row in rows {
             match groups.last_mut().filter(|(root, _)| *root == root_of(row)) {

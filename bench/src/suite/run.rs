@@ -51,10 +51,13 @@ pub fn run(options: &Options) -> Result<(), String> {
         runner.notes.push(note);
     }
     runner.prepare(&chosen)?;
-    for round in 0..options.rounds() {
-        runner.round(round, &chosen)?;
+    let measured = (0..options.rounds()).try_for_each(|round| runner.round(round, &chosen));
+    if let Err(error) = &measured {
+        runner.notes.push(format!("not all was measured: {error}"));
     }
-    tell(options, &runner, &chosen)
+    // What there is, is told in any case.
+    let told = tell(options, &runner, &chosen);
+    measured.and(told)
 }
 
 fn tell(

@@ -44,6 +44,8 @@ pub struct Placed {
     pub metadata_bytes: i64,
     /// Log in use, all servers together.
     pub log_used_bytes: i64,
+    /// Fragments, each counted once.
+    pub fragments: i64,
 }
 
 impl Placed {
@@ -54,6 +56,7 @@ impl Placed {
             parity: status["parity"].as_u64().unwrap_or(0),
             ..Self::default()
         };
+        sum.fragments = status["bytes"]["fragments"].as_i64().unwrap_or(0);
         let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
         let number = |value: &Value| value.as_i64().unwrap_or(0);
         for node in list(&status["nodes"]) {
@@ -76,6 +79,7 @@ impl Placed {
             blocks: self.blocks - before.blocks,
             metadata_bytes: self.metadata_bytes - before.metadata_bytes,
             log_used_bytes: self.log_used_bytes - before.log_used_bytes,
+            fragments: self.fragments - before.fragments,
         }
     }
 }
@@ -145,6 +149,7 @@ impl Sample {
             "placed": self.placed.map(|p| json!({
                 "data": p.data, "parity": p.parity, "used_bytes": p.used_bytes, "blocks": p.blocks,
                 "metadata_bytes": p.metadata_bytes, "log_used_bytes": p.log_used_bytes,
+                "fragments": p.fragments,
             })),
             "error": self.error, "dishonest": self.dishonest,
         })
