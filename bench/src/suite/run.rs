@@ -1,6 +1,7 @@
 //! A whole run: start, measure, tell, clean up.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::cluster::Geometry;
 use super::floor_run::Floor;
@@ -14,6 +15,9 @@ use super::shares::Machine;
 use super::statistic::Samples;
 use super::systems::{self, FLOOR};
 use super::{clock, plot, rows, table};
+
+/// Time for the rounds of the quick form.
+const QUICK: Duration = Duration::from_secs(220);
 
 /// Does what the command line says.
 ///
@@ -51,13 +55,34 @@ pub fn run(options: &Options) -> Result<(), String> {
         runner.notes.push(note);
     }
     runner.prepare(&chosen)?;
-    let measured = (0..options.rounds()).try_for_each(|round| runner.round(round, &chosen));
+    let measured = rounds(options, &mut runner, &chosen);
     if let Err(error) = &measured {
         runner.notes.push(format!("not all was measured: {error}"));
     }
     // What there is, is told in any case.
     let told = tell(options, &runner, &chosen);
     measured.and(told)
+}
+
+/// All rounds; the quick form, where nobody says how many, goes on only while there is time for
+/// another one.
+fn rounds(
+    options: &Options,
+    runner: &mut Runner<'_>,
+    chosen: &[&'static rows::Row],
+) -> Result<(), String> {
+    let start = clock::now();
+    for round in 0..options.rounds() {
+        let used = start.elapsed();
+        let next = used * u32::try_from(round + 1).unwrap_or(u32::MAX)
+            / u32::try_from(round.max(1)).unwrap_or(1);
+        if round > 0 && options.quick && options.rounds.is_none() && next > QUICK {
+            runner.notes.push(format!("the machine had no time for more than {round} rounds"));
+            break;
+        }
+        runner.round(round, chosen)?;
+    }
+    Ok(())
 }
 
 fn tell(
