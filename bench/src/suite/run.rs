@@ -14,7 +14,7 @@ use super::rounds::Runner;
 use super::shares::Machine;
 use super::statistic::Samples;
 use super::systems::{self, FLOOR};
-use super::{clock, plot, rows, table};
+use super::{clock, plot, rows, table, tell};
 
 /// Time for the rounds of the quick form.
 const QUICK: Duration = Duration::from_secs(220);
@@ -31,13 +31,14 @@ pub fn run(options: &Options) -> Result<(), String> {
     let directory = options.directory.clone().unwrap_or_else(|| beside(&programs));
     let size = systems::size(options, &directory)?;
     let place = Place::make(&directory)?;
-    super::tell::progress(&format!(
+    tell::progress(&format!(
         "bench: in {}; large rows of {} MiB, {} clients, {} rounds",
         place.path.display(),
         size >> 20,
         options.clients,
         options.rounds()
     ));
+    let busy = load_of_others();
     let loader = Loader::compile(&place.folder("client")?, &library(options, &programs)?)?;
     let floor = match options.wants(FLOOR) {
         true => Some(Floor::prepare(&place, options.clients, size)?),
@@ -45,6 +46,15 @@ pub fn run(options: &Options) -> Result<(), String> {
     };
     let started = systems::start(options, &place, &programs, size)?;
     let mut runner = Runner::new(options, size, place.device, &loader, started, floor);
+    if busy > cores() / 4.0 {
+        let note = format!(
+            "the machine was busy with something else when this began (load {busy:.1} on {} cores): \
+             nothing here can be relied on",
+            cores()
+        );
+        tell::progress(&format!("bench: {note}"));
+        runner.notes.push(note);
+    }
     if size < options.size_min() {
         let note = format!(
             "large rows have {} MiB, less than twice what all clients may cache ({} MiB): reads can \
@@ -99,12 +109,12 @@ fn tell(
     names.extend(runner.systems.all.iter().map(|s| (s.name.clone(), s.geometry())));
     let summaries = summaries(chosen, &names, &machine);
     let goals = goals::goals(&machine);
-    super::tell::out(&format!("{}\n{}", table::rows(&summaries), table::limits(&runner.limits)));
-    super::tell::out(&format!("{}\n{}", devices(&machine, OURS, chosen), table::goals(&goals)));
+    tell::out(&format!("{}\n{}", table::rows(&summaries), table::limits(&runner.limits)));
+    tell::out(&format!("{}\n{}", devices(&machine, OURS, chosen), table::goals(&goals)));
     for (system, why) in &runner.systems.missing {
-        super::tell::out(&format!("{system}: {why}"));
+        tell::out(&format!("{system}: {why}"));
     }
-    runner.notes.iter().for_each(|note| super::tell::out(&format!("note: {note}")));
+    runner.notes.iter().for_each(|note| tell::out(&format!("note: {note}")));
     let form = match (options.smoke, options.quick) {
         (true, _) => "smoke",
         (_, true) => "quick",
@@ -132,7 +142,7 @@ fn tell(
 
 fn write(path: &Path, text: &str) -> Result<(), String> {
     std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))?;
-    super::tell::out(&format!("written: {}", path.display()));
+    tell::out(&format!("written: {}", path.display()));
     Ok(())
 }
 
@@ -148,6 +158,12 @@ fn verdict(options: &Options, runner: &Runner<'_>, goals: &[goals::Goal]) -> Res
         return Err(format!("{missed} goals are not met"));
     }
     Ok(())
+}
+
+/// Processes that want a core, over the last minute.
+fn load_of_others() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0.0)
 }
 
 fn cores() -> f64 {
