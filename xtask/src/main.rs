@@ -1,5 +1,6 @@
 //! Developer commands. People start them with `./x`.
 
+mod bench;
 mod cargo;
 mod checks;
 mod demo;
@@ -32,6 +33,13 @@ enum Command {
     Help,
     /// Copy a directory tree through four real servers and kill one of them on the way
     Demo(demo::Arguments),
+    /// Measure Burstbay beside ext4, GlusterFS and the machine's limits; all arguments go to the bench
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// --quick, --json FILE, --only ROW.., --help and others
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Write man pages and completions (target/man, target/completions)
     Man,
     /// Build and install programs, the client library, its headers and man pages
@@ -57,6 +65,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Help => help(),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Bench { arguments } => bench::run(&arguments),
         Command::Man => man::run(),
         Command::Install(arguments) => install::run(&arguments),
         Command::Headers => headers::run(),

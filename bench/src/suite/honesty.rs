@@ -1,0 +1,111 @@
+//! Whether a figure can be believed: the kernel's counters say how many bytes the servers wrote, the
+//! cluster says in which blocks.
+
+use super::cluster::Geometry;
+use super::sample::Placed;
+
+/// What is known of a row that ended with everything durable.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim {
+    /// What the row claims to have written with.
+    pub geometry: Geometry,
+    /// Bytes that the user wrote, each once.
+    pub user_bytes: u64,
+    /// Bytes that the kernel counted for the servers, devices and logs together.
+    pub written_bytes: u64,
+    /// What the cluster says of itself.
+    pub placed: Option<Placed>,
+    /// Full groups: their blocks have the size that follows from N.
+    pub full_groups: bool,
+}
+
+/// A share of blocks may be smaller: the last group of each process, and commits at a close.
+const BLOCK_TOLERANCE: f64 = 0.9;
+
+/// All that is wrong with it.
+pub fn complaints(claim: &Claim) -> Vec<String> {
+    let mut all = Vec::new();
+    let needed = claim.user_bytes as f64 * claim.geometry.expansion();
+    if (claim.written_bytes as f64) < needed {
+        all.push(format!(
+            "{} of {needed:.0} bytes reached the devices: {} needs {:.2} times the user's {}",
+            claim.written_bytes,
+            claim.geometry,
+            claim.geometry.expansion(),
+            claim.user_bytes
+        ));
+    }
+    let Some(placed) = claim.placed else { return all };
+    if (placed.data, placed.parity) != (claim.geometry.data, claim.geometry.parity) {
+        all.push(format!(
+            "the cluster writes {}+{}, the row claims {}",
+            placed.data, placed.parity, claim.geometry
+        ));
+    }
+    if claim.full_groups {
+        all.extend(blocks(claim, &placed, needed));
+    }
+    all
+}
+
+/// N+K blocks hold N blocks of data, so the space that was given to blocks says (N+K)/N; and a full
+/// group has 2 MiB of data, so their size says N.
+fn blocks(claim: &Claim, placed: &Placed, needed: f64) -> Option<String> {
+    let (used, count) = (placed.used_bytes as f64, placed.blocks as f64);
+    if used < needed {
+        return Some(format!("blocks of {used} bytes hold what needs {needed:.0}"));
+    }
+    let mean = used / count;
+    let expected = claim.geometry.block_bytes() as f64;
+    // Another geometry has blocks of half or of twice the size, or another expansion.
+    let another = mean < expected * BLOCK_TOLERANCE || mean > expected / BLOCK_TOLERANCE;
+    another.then(|| {
+        format!("blocks have {mean:.0} bytes, full groups of {} have {expected}", claim.geometry)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GEOMETRY: Geometry = Geometry { data: 2, parity: 1 };
+
+    fn claim() -> Claim {
+        let placed =
+            Placed { data: 2, parity: 1, used_bytes: 150 << 20, blocks: 150, ..Placed::default() };
+        Claim {
+            geometry: GEOMETRY,
+            user_bytes: 100 << 20,
+            written_bytes: 151 << 20,
+            placed: Some(placed),
+            full_groups: true,
+        }
+    }
+
+    #[test]
+    fn an_honest_row_passes() {
+        assert_eq!(complaints(&claim()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_row_whose_bytes_did_not_reach_the_devices_fails() {
+        assert_eq!(complaints(&Claim { written_bytes: 149 << 20, ..claim() }).len(), 1);
+        assert_eq!(complaints(&Claim { written_bytes: 0, placed: None, ..claim() }).len(), 1);
+    }
+
+    #[test]
+    fn a_row_with_another_geometry_fails() {
+        let placed = claim().placed.unwrap();
+        let with = |placed| complaints(&Claim { placed: Some(placed), ..claim() });
+        // Mirrored 1+1 is what the map says.
+        assert_eq!(with(Placed { data: 1, ..placed }).len(), 1);
+        // Blocks of 512 KiB are those of 4+2.
+        assert_eq!(with(Placed { blocks: 300, ..placed }).len(), 1);
+        // No parity at all.
+        assert_eq!(with(Placed { used_bytes: 100 << 20, blocks: 100, ..placed }).len(), 1);
+        // Without a check of full groups, small blocks are no matter.
+        let small = Placed { blocks: 3000, ..placed };
+        let claim = Claim { placed: Some(small), full_groups: false, ..claim() };
+        assert!(complaints(&claim).is_empty());
+    }
+}

@@ -1,0 +1,120 @@
+//! What the command line says, and what follows from it.
+
+use std::path::PathBuf;
+
+/// Memory that a client keeps for reading: the smallest that there is, and the default.
+const READ_CACHE_BYTES: u64 = 32 << 20;
+
+/// Arguments of `bench`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Options {
+    /// Fewer rounds and systems: about four minutes
+    #[arg(long)]
+    pub quick: bool,
+    /// A few MiB, one round: whether the instrument works, not what it shows
+    #[arg(long, conflicts_with = "quick")]
+    pub smoke: bool,
+    /// These rows only, and those that they need
+    #[arg(long, value_name = "ROW", num_args = 1.., value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// These systems only: direct, floor-2+1, ext4, burstbay-1+0, burstbay-2+1, burstbay-4+2, gluster-2+1
+    #[arg(long, value_name = "SYSTEM", num_args = 1.., value_delimiter = ',')]
+    pub systems: Vec<String>,
+    /// Rounds [5; quick: 2; smoke: 1]
+    #[arg(long)]
+    pub rounds: Option<u64>,
+    /// MiB of a large row, all processes together [1024, or what the disk has room for; quick: 512]
+    #[arg(long, value_name = "MIB")]
+    pub size: Option<u64>,
+    /// Client processes: at least four, unless you know why
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=64))]
+    pub clients: u64,
+    /// Leave so many GiB of the disk free
+    #[arg(long, value_name = "GIB", default_value_t = 12)]
+    pub reserve: u64,
+    /// Write everything that was measured into this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write the plot into this file
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// End with an error if a goal is missed
+    #[arg(long)]
+    pub strict: bool,
+    /// Where to measure: a directory on the disk [target/, beside the programs]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub directory: Option<PathBuf>,
+    /// Folder of bbd and bbadm [that of this program]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub programs: Option<PathBuf>,
+    /// The client library [libbb_capi.so in ../library or beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub library: Option<PathBuf>,
+}
+
+impl Options {
+    /// Rounds.
+    pub fn rounds(&self) -> u64 {
+        self.rounds.unwrap_or(if self.smoke {
+            1
+        } else if self.quick {
+            2
+        } else {
+            5
+        })
+    }
+
+    /// Bytes of a large row that one would like.
+    pub fn size_wanted(&self) -> u64 {
+        let mib = self.size.unwrap_or(if self.smoke {
+            8
+        } else if self.quick {
+            512
+        } else {
+            1024
+        });
+        mib << 20
+    }
+
+    /// Bytes below which reads could come from the readers' caches: twice those of twice the clients.
+    pub fn size_min(&self) -> u64 {
+        2 * 2 * self.clients * READ_CACHE_BYTES
+    }
+
+    /// Seconds after which what is counted in operations ends.
+    pub fn seconds(&self) -> f64 {
+        if self.smoke {
+            0.2
+        } else if self.quick {
+            1.5
+        } else {
+            3.0
+        }
+    }
+
+    /// Most operations of a rank.
+    pub fn ops(&self) -> u64 {
+        if self.smoke { 16 } else { 1 << 20 }
+    }
+
+    /// Bytes of each commit log.
+    pub fn log_bytes(&self) -> u64 {
+        if self.smoke { 64 << 20 } else { 256 << 20 }
+    }
+
+    /// Whether a system is wanted.
+    pub fn wants(&self, system: &str) -> bool {
+        if !self.systems.is_empty() {
+            return self.systems.iter().any(|name| name == system);
+        }
+        // What the goals are about, and what it is compared with.
+        let leave_out: &[&str] = if self.smoke {
+            &["burstbay-1+0", "burstbay-4+2", "gluster-2+1"]
+        } else if self.quick {
+            &["burstbay-1+0", "burstbay-4+2"]
+        } else {
+            &[]
+        };
+        !leave_out.contains(&system)
+    }
+}

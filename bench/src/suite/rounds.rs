@@ -1,0 +1,461 @@
+//! The measuring: rounds, and in each of them every row on every system in turn.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::Instant;
+
+use super::clock::{self, now};
+use super::floor_run::Floor;
+use super::honesty::{Claim, complaints};
+use super::load::{Loader, Work};
+use super::options::Options;
+use super::process::{Counters, Disk, forget_peak};
+use super::rows::{RECORD, Ranks, Row, Unit};
+use super::sample::{Placed, Sample};
+use super::system::{Kind, System};
+use super::systems::{FLOOR, Systems};
+use crate::limits::{self, Limits};
+
+/// A row that takes longer has hung.
+const ROW_SECONDS: u64 = 240;
+/// Time for the space of removed files to come back, where the next row can do without it, ...
+const SPACE_SECONDS: u64 = 4;
+/// ... and where it cannot.
+const SPACE_SECONDS_MAX: u64 = 120;
+/// Of a job's file.
+const JOB_BYTES: u64 = 1 << 20;
+/// Random writes of a rank, at most: each page is written once.
+const RANDOM_WRITES: u64 = 4096;
+/// Small files of a rank, at most.
+const SMALL_FILES: u64 = 2000;
+
+/// What a run has come to.
+pub struct Runner<'a> {
+    /// The command line.
+    pub options: &'a Options,
+    /// Bytes of a large row, all processes together.
+    pub size: u64,
+    /// Device number of the disk.
+    pub disk: u64,
+    /// The client program.
+    pub loader: &'a Loader,
+    /// The skeleton, if it is wanted.
+    pub floor: Option<Floor>,
+    /// All systems.
+    pub systems: Systems,
+    /// Everything measured.
+    pub samples: Vec<Sample>,
+    /// Of each round.
+    pub limits: Vec<Limits>,
+    /// What a reader should know.
+    pub notes: Vec<String>,
+    started: Instant,
+    broken: BTreeMap<String, String>,
+    /// Where space of removed files may still come back.
+    unsettled: BTreeSet<String>,
+    made: BTreeMap<(String, &'static str), Vec<u64>>,
+}
+
+impl<'a> Runner<'a> {
+    /// Nothing is measured yet.
+    pub fn new(
+        options: &'a Options,
+        size: u64,
+        disk: u64,
+        loader: &'a Loader,
+        systems: Systems,
+        floor: Option<Floor>,
+    ) -> Self {
+        Self {
+            options,
+            size,
+            disk,
+            loader,
+            floor,
+            systems,
+            samples: Vec::new(),
+            limits: Vec::new(),
+            notes: Vec::new(),
+            started: now(),
+            broken: BTreeMap::new(),
+            unsettled: BTreeSet::new(),
+            made: BTreeMap::new(),
+        }
+    }
+
+    /// Files of the direct limits, written once, so that no flush has to commit a journal.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn prepare(&mut self, rows: &[&'static Row]) -> Result<(), String> {
+        let direct = self.systems.all.iter().position(|s| matches!(s.kind, Kind::Direct));
+        let Some(index) = direct else { return Ok(()) };
+        for row in rows.iter().filter(|row| matches!(row.phase, "stream-write" | "fsync")) {
+            let mut words = self.words(row, &self.systems.all[index], 0);
+            for rank in &mut words {
+                rank.push("seconds=1e9".to_owned());
+                rank.push(format!("ops={}", JOB_BYTES / 4096));
+            }
+            self.loader.run(&words, None, ROW_SECONDS, || ())?;
+        }
+        Ok(())
+    }
+
+    /// One round.
+    ///
+    /// # Errors
+    /// We were interrupted, or the machine itself can't be measured. A row that fails is no error: it
+    /// is told in its sample.
+    pub fn round(&mut self, round: u64, rows: &[&'static Row]) -> Result<(), String> {
+        self.say(round, "limits", "", "copy, CRC32C, codec, TCP");
+        self.limits.push(limits::measure(self.options.smoke).map_err(|error| error.to_string())?);
+        let mut groups: Vec<(&str, Vec<&'static Row>)> = Vec::new();
+        for row in rows {
+            match groups.last_mut().filter(|(root, _)| *root == root_of(row)) {
+                Some((_, group)) => group.push(row),
+                None => groups.push((root_of(row), vec![row])),
+            }
+        }
+        for (root, group) in groups {
+            for row in &group {
+                self.floor_row(round, row)?;
+                let count = self.systems.all.len();
+                for i in 0..count {
+                    // Another one begins in each round.
+                    let index = (i + usize::try_from(round).unwrap_or(0)) % count;
+                    self.row(round, row, index)?;
+                }
+            }
+            if round + 1 < self.options.rounds() {
+                self.remove(round, root)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn say(&self, round: u64, row: &str, system: &str, what: &str) {
+        let seconds = self.started.elapsed().as_secs();
+        let of = self.options.rounds();
+        super::tell::progress(&format!(
+            "[{seconds:>4} s] round {}/{of}  {row:<20} {system:<14} {what}",
+            round + 1
+        ));
+    }
+
+    fn floor_row(&mut self, round: u64, row: &'static Row) -> Result<(), String> {
+        let Some(floor) =
+            self.floor.as_ref().filter(|_| matches!(row.name, "seq-write" | "seq-read"))
+        else {
+            return Ok(());
+        };
+        let before = Disk::of(self.disk);
+        let outcome = floor.run(row.name == "seq-read");
+        let disk = Disk::of(self.disk).since(&before);
+        clock::check()?;
+        let (work, servers, error) = match outcome {
+            Ok((work, servers)) => (work, servers, None),
+            Err(error) => (Work::default(), Vec::new(), Some(error)),
+        };
+        let sample = Sample {
+            round,
+            row: row.name,
+            system: FLOOR.to_owned(),
+            work,
+            servers,
+            disk,
+            placed: None,
+            error,
+            dishonest: Vec::new(),
+        };
+        self.keep(row, sample);
+        Ok(())
+    }
+
+    fn keep(&mut self, row: &Row, sample: Sample) {
+        let what = match &sample.error {
+            Some(error) => format!("FAILED: {error}"),
+            None => {
+                let rate = sample.rate(row.unit);
+                let unit = if row.unit == Unit::Bytes { "MB/s" } else { "op/s" };
+                let p50 =
+                    sample.p50_us().map_or_else(String::new, |us| format!(", p50 {us:.0} us"));
+                let lies = sample.dishonest.join("; ");
+                let lies = if lies.is_empty() { lies } else { format!("  NOT BELIEVED: {lies}") };
+                format!("{rate:>9.0} {unit}{p50}{lies}")
+            }
+        };
+        self.say(sample.round, row.name, &sample.system, &what);
+        self.samples.push(sample);
+    }
+
+    fn row(&mut self, round: u64, row: &'static Row, index: usize) -> Result<(), String> {
+        // Killing a server and waiting until all is well again takes half a minute.
+        let skip = row.degraded && self.options.quick && round > 0;
+        if skip || !self.systems.all[index].does(row) {
+            return Ok(());
+        }
+        let name = self.systems.all[index].name.clone();
+        let mut sample = Sample {
+            round,
+            row: row.name,
+            system: name.clone(),
+            work: Work::default(),
+            servers: Vec::new(),
+            disk: Disk::default(),
+            placed: None,
+            error: None,
+            dishonest: Vec::new(),
+        };
+        let needed = row.needs.is_none_or(|needs| {
+            self.samples.iter().any(|s| {
+                s.round == round && s.row == needs && s.system == name && s.error.is_none()
+            })
+        });
+        let outcome = if let Some(why) = self.broken.get(&name) {
+            Err(why.clone())
+        } else if !needed {
+            Err(format!("{} failed", row.needs.unwrap_or_default()))
+        } else if row.degraded {
+            self.degraded(row, index, &mut sample)
+        } else {
+            self.measure(row, index, &mut sample)
+        };
+        clock::check()?;
+        sample.error = outcome.err();
+        self.made.insert((name, row.name), sample.work.ops_of_ranks.clone());
+        self.keep(row, sample);
+        Ok(())
+    }
+
+    /// A cluster that does not come back to full redundancy is measured no further.
+    fn degraded(
+        &mut self,
+        row: &'static Row,
+        index: usize,
+        sample: &mut Sample,
+    ) -> Result<(), String> {
+        let change =
+            |runner: &mut Self, what: fn(&mut super::cluster::Cluster) -> Result<(), String>| {
+                let system = &mut runner.systems.all[index];
+                let Kind::Burstbay(cluster) = &mut system.kind else { return Ok(()) };
+                let outcome = what(cluster);
+                if let Err(error) = &outcome {
+                    runner.broken.insert(system.name.clone(), error.clone());
+                }
+                outcome
+            };
+        let killed = now();
+        change(self, super::cluster::Cluster::kill_one)?;
+        self.say(
+            sample.round,
+            row.name,
+            &sample.system,
+            &took("a server was killed; noticed", killed),
+        );
+        let outcome = self.measure(row, index, sample);
+        let started = now();
+        change(self, super::cluster::Cluster::start_again)?;
+        self.say(
+            sample.round,
+            row.name,
+            &sample.system,
+            &took("started again; all is well", started),
+        );
+        outcome
+    }
+
+    fn measure(&self, row: &'static Row, index: usize, sample: &mut Sample) -> Result<(), String> {
+        let system = &self.systems.all[index];
+        if !row.durable {
+            forget(system);
+        }
+        let before = placed(system)?;
+        let pids = system.pids();
+        let mut counted: Vec<(Vec<Counters>, Disk)> = Vec::new();
+        pids.iter().for_each(|(_, pid)| forget_peak(*pid));
+        let words = self.words(row, system, sample.round);
+        let work = self.loader.run(&words, system.configuration(), ROW_SECONDS, || {
+            let of_all = pids.iter().map(|(_, pid)| Counters::of(*pid)).collect();
+            counted.push((of_all, Disk::of(self.disk)));
+        })?;
+        let [(servers_before, disk_before), (servers_after, disk_after)] = &counted[..] else {
+            return Err("nothing was counted".to_owned());
+        };
+        let counters =
+            servers_after.iter().zip(servers_before).map(|(after, before)| after.since(before));
+        sample.servers = pids.iter().map(|(name, _)| name.clone()).zip(counters).collect();
+        sample.disk = disk_after.since(disk_before);
+        sample.work = work;
+        let after = placed(system)?;
+        let settled = !self.unsettled.contains(&system.name);
+        let change = after.zip(before).map(|(after, before)| after.since(&before));
+        sample.placed = change.filter(|_| settled);
+        if row.durable
+            && let Some(geometry) = system.geometry()
+        {
+            let written = sample.servers.iter().map(|(_, counters)| counters.write_bytes).sum();
+            sample.dishonest = complaints(&Claim {
+                geometry,
+                user_bytes: sample.work.bytes,
+                written_bytes: written,
+                placed: sample.placed,
+                full_groups: matches!(row.phase, "stream-write" | "shared-write")
+                    && !self.options.smoke,
+            });
+        }
+        Ok(())
+    }
+
+    /// Arguments of each process of a row.
+    fn words(&self, row: &Row, system: &System, round: u64) -> Vec<Vec<String>> {
+        let clients = self.options.clients;
+        let ranks = match row.ranks {
+            Ranks::One => 1,
+            Ranks::All => clients,
+            Ranks::Double => 2 * clients,
+        };
+        let each = self.size / clients;
+        let bytes = match row.phase {
+            "shared-write" | "shared-read" => each / RECORD * RECORD,
+            "fsync" => JOB_BYTES,
+            _ => each >> 20 << 20,
+        };
+        let ours = system.geometry().is_some();
+        let of_rank = |rank: u64| {
+            let made = row.needs.and_then(|needs| {
+                let made = self.made.get(&(system.name.clone(), needs))?;
+                made.get(usize::try_from(rank).ok()?).copied()
+            });
+            // Exactly the files that were made.
+            let ops = match row.phase {
+                "small-create" => self.options.ops().min(SMALL_FILES),
+                "small-stat" | "small-read" | "small-unlink" => made.unwrap_or(0),
+                "random-write" => self.options.ops().min(RANDOM_WRITES),
+                _ => self.options.ops(),
+            };
+            let seconds = if row.phase == "small-unlink" { 1e9 } else { self.options.seconds() };
+            vec![
+                row.phase.to_owned(),
+                format!("path={}", system.path),
+                format!("rank={rank}"),
+                format!("ranks={ranks}"),
+                format!("bytes={bytes}"),
+                format!("len={}", row.len),
+                format!("ops={ops}"),
+                format!("seconds={seconds}"),
+                format!("depth={}", (row.depth / ranks).max(1)),
+                format!("shift={}", row.shift),
+                format!("writers={clients}"),
+                format!("seed={}", round + 1),
+                format!("direct={}", u8::from(matches!(system.kind, Kind::Direct))),
+                // Our close waits until what was written is durable; others need to be told.
+                format!("durable={}", u8::from(!ours)),
+            ]
+        };
+        (0..ranks).map(of_rank).collect()
+    }
+
+    /// Removes what a group of rows has left, and waits until its space is free again.
+    fn remove(&mut self, round: u64, root: &'static str) -> Result<(), String> {
+        let row = Row { phase: "remove", depth: 64, ranks: Ranks::All, ..super::rows::ROWS[0] };
+        for index in 0..self.systems.all.len() {
+            let system = &self.systems.all[index];
+            if matches!(system.kind, Kind::Direct) || self.broken.contains_key(&system.name) {
+                continue;
+            }
+            let words = self.words(&row, system, round);
+            let outcome = self.loader.run(&words, system.configuration(), ROW_SECONDS, || ());
+            clock::check()?;
+            if let Err(error) = outcome {
+                let note = format!("{}: files of {root} were not removed: {error}", system.name);
+                super::tell::progress(&format!("bench: {note}"));
+                self.notes.push(note);
+                continue;
+            }
+            self.wait_for_space(round, index)?;
+        }
+        Ok(())
+    }
+
+    /// What is left of removed files would be taken for what the next row writes.
+    fn wait_for_space(&mut self, round: u64, index: usize) -> Result<(), String> {
+        let system = &self.systems.all[index];
+        let Kind::Burstbay(cluster) = &system.kind else { return Ok(()) };
+        let start = now();
+        let limit = if self.options.smoke { 0 } else { SPACE_SECONDS };
+        let small = self.size / 16;
+        let half = cluster.shape.capacity_bytes() / 2;
+        let mut left = 0;
+        let waited = clock::wait("space comes back", SPACE_SECONDS_MAX, || {
+            left = u64::try_from(Placed::of(&cluster.status()?).used_bytes).unwrap_or(0);
+            Ok(left < small || left < half && start.elapsed().as_secs() >= limit)
+        });
+        clock::check()?;
+        if let Err(error) = waited {
+            let note = format!(
+                "round {}, {}: {} MiB are left: {error}",
+                round + 1,
+                system.name,
+                left >> 20
+            );
+            super::tell::progress(&format!("bench: {note}"));
+            self.notes.push(note);
+        }
+        let name = system.name.clone();
+        if left < small {
+            self.unsettled.remove(&name)
+        } else {
+            self.unsettled.insert(name)
+        };
+        Ok(())
+    }
+}
+
+fn took(what: &str, since: Instant) -> String {
+    format!("{what} after {:.1} s", since.elapsed().as_secs_f64())
+}
+
+fn root_of(row: &'static Row) -> &'static str {
+    let mut row = row;
+    let mut seen = BTreeSet::new();
+    while let Some(needs) = row.needs.and_then(super::rows::find).filter(|n| seen.insert(n.name)) {
+        row = needs;
+    }
+    row.name
+}
+
+fn placed(system: &System) -> Result<Option<Placed>, String> {
+    match &system.kind {
+        Kind::Burstbay(cluster) => Ok(Some(Placed::of(&cluster.status()?))),
+        _ => Ok(None),
+    }
+}
+
+/// Drops a system's files from the kernel's cache: reads come from the device, as ours do.
+fn forget(system: &System) {
+    match &system.kind {
+        Kind::Plain | Kind::Direct => forget_below(Path::new(&system.path)),
+        Kind::Burstbay(cluster) => {
+            forget_below(Path::new(cluster.work.trim_start_matches("ime://")));
+        }
+        Kind::Gluster(gluster) => {
+            forget_below(&gluster.mount);
+            for path in gluster.bricks() {
+                forget_below(&path);
+            }
+        }
+    }
+}
+
+fn forget_below(path: &Path) {
+    let Ok(entries) = fs::read_dir(path) else { return };
+    let files = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|t| t.is_file()));
+    for path in files.map(|entry| entry.path()) {
+        let Ok(file) = File::open(&path) else { continue };
+        // SAFETY: the descriptor is open for the length of the call. It is advice: nothing depends on
+        // its outcome but speed, and small files that stay are no matter.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    }
+}
