@@ -42,6 +42,9 @@ pub(crate) enum Unresolved {
 enum Stop {
     /// Nothing is on record: try again under a new id.
     Again,
+    /// The same, with a smaller shape, because of this: it is what the application hears where
+    /// there is no time left.
+    Smaller(Error),
     Failed(Error, Vec<Unresolved>),
 }
 
@@ -53,7 +56,13 @@ impl Inner {
         while !group.left.borrow().is_empty() {
             match self.store_share(node, group, &mut inline, give_up).await {
                 Ok(()) => {}
-                Err(Stop::Again) if self.rt().now() < give_up => self.link.back_off(0).await,
+                Err(Stop::Again | Stop::Smaller(_)) if self.rt().now() < give_up => {
+                    self.link.back_off(0).await;
+                }
+                Err(Stop::Smaller(error)) => {
+                    give_up_on(node, group, error);
+                    break;
+                }
                 Err(Stop::Again) => {
                     give_up_on(node, group, self.link.timed_out());
                     break;
@@ -243,7 +252,7 @@ impl Inner {
             self.link.refresh_map().await;
             // Space may have come to fewer devices than this shape needs.
             if self.geometry().is_some_and(|g| g.data() < share.shape.geometry.data()) {
-                return Err(Stop::Again);
+                return Err(Stop::Smaller(error.into()));
             }
         }
         Err(Stop::Again)

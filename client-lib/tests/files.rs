@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bb_client::{Client, ClientOptions, File};
+use bb_cluster::DeviceState;
 use bb_proto::{Code, Failure, Kind};
 use bb_runtime::{Executor, Rt};
 use fake::{Fake, Fate};
@@ -354,6 +355,28 @@ fn a_full_buffer_makes_writers_wait_and_then_says_enospc_to_this_file_only() {
         file.pwrite(&pattern(3, 100_000), 0).await.expect("writes");
         file.close().await.expect("forgotten with the close");
     });
+}
+
+#[test]
+fn a_full_buffer_says_enospc_also_where_a_device_goes_at_the_end_of_the_wait() {
+    for step in 0..40 {
+        run(step, |rt, fake| async move {
+            let client = fake.client(quick()).await;
+            let file = open(&client, "/f").await;
+            fake.state.borrow_mut().full = true;
+            file.pwrite(&pattern(1, 100_000), 0).await.expect("is taken");
+            let (clock, cluster) = (rt.clone(), fake.clone());
+            // From then on a group can have fewer blocks only: it begins anew, with no time left.
+            rt.spawn(async move {
+                clock.sleep(Duration::from_millis(119_000 + step * 25)).await;
+                cluster.change_map(|map| {
+                    map.devices[..2].iter_mut().for_each(|d| d.state = DeviceState::Failed.into());
+                });
+            });
+            let error = file.fsync().await.expect_err("full");
+            assert_eq!(error.errno(), libc::ENOSPC, "step {step}: {error}");
+        });
+    }
 }
 
 #[test]
