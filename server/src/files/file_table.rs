@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bb_proto::{DecodeError, Fid, Reader, RegionIndex, TruncateEpoch, Writer};
 
 use super::mutation::{FileChange, FileMutation, FileOutcome, FileRefusal};
-use super::record::{FileRecord, SyncSession, Truncate};
+use super::record::{FileRecord, RUN_REGIONS, SyncSession, Truncate};
 use crate::partition::table::{
     ApplyContext, Encoded, FileRecords, RegionTerms, Table, put_len, put_u64, take_len, take_u64,
 };
@@ -13,6 +13,13 @@ use crate::planted::{self, Planted};
 
 /// Largest offset in a file.
 pub const FILE_BYTES_MAX: u64 = i64::MAX as u64;
+
+/// Whether a file may have regions of this size in that run. The last run that a number could name is
+/// left out, so that what follows it has a number, too.
+pub fn has_run(run: u32, region_log2: u8) -> bool {
+    let first = u64::from(run) * u64::from(RUN_REGIONS);
+    first <= FILE_BYTES_MAX >> region_log2 && run < u32::MAX / RUN_REGIONS
+}
 
 /// The file records of a partition.
 #[derive(Default, Debug, PartialEq, Eq)]

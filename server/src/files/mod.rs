@@ -25,7 +25,7 @@ mod table_tests;
 mod truncate;
 
 pub use everybody::WHOLE_NODE;
-pub use file_table::{FILE_BYTES_MAX, FileTable};
+pub use file_table::{FILE_BYTES_MAX, FileTable, has_run};
 pub use mutation::{FileChange, FileMutation, FileOutcome, FileRefusal};
 pub use peers::{Parts, fid_of};
 pub use service::FileService;

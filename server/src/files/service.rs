@@ -18,7 +18,7 @@ use bb_transport::{Incoming, Peer, Response};
 use super::opens::{FileLocks, Open, Opens};
 use super::peers::{Parts, fid_of, refusal};
 use super::record::{FileRecord, HandleKey, RUN_REGIONS};
-use super::{FILE_BYTES_MAX, FileChange, FileMutation, FileOutcome, FileRefusal};
+use super::{FileChange, FileMutation, FileOutcome, FileRefusal, has_run};
 use crate::bfs::confirmed;
 use crate::partition::table::FileRecords;
 use crate::partition::{Mutation, Partition};
@@ -316,8 +316,7 @@ impl FileService {
         check_capability(&self.parts.shared, &capability, Rights::WRITE, peer)?;
         let fid = capability.fid;
         let record = self.record(partition, fid).ok_or_else(stale)?;
-        let first = u64::from(ask.run) * u64::from(RUN_REGIONS);
-        if first > FILE_BYTES_MAX >> record.region_log2 || ask.run >= u32::MAX / RUN_REGIONS {
+        if !has_run(ask.run, record.region_log2) {
             return Err(Failure::new(Code::Invalid, "no file is that large"));
         }
         if !(1..=RUN_REGIONS).contains(&ask.regions) {

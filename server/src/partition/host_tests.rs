@@ -134,9 +134,17 @@ fn a_small_file_is_committed_in_one_partition_without_asking_another() {
         let partition = life.host.partition(at).unwrap();
         let before = partition.state().applied();
         life.commit(at, &commit).await.unwrap();
+        assert_eq!(partition.state().applied() - before, 3);
+        assert!(partition.state().files.is_registered(fid, RegionIndex(0)));
+        // A run that no file has: it would not even be read back from the log.
+        let mut last = (0..=u32::MAX).rev().map(RegionIndex);
+        let region = last.find(|region| partition_of(fid, *region, 8) == at).unwrap();
+        let mut commit = commit_of(fid, pg_at(at, 990, 2), 0, 10);
+        commit.fragments[0].offset = u64::from(region.0) << REGION_LOG2;
+        let before = partition.state().applied();
+        assert_eq!(code(life.commit(at, &commit).await).0, Code::Invalid);
+        assert_eq!(partition.state().applied(), before);
         let state = partition.state();
-        assert_eq!(state.applied() - before, 3);
-        assert!(state.files.is_registered(fid, RegionIndex(0)));
         assert_eq!(state.files.get(fid).unwrap().size, 10);
         assert_eq!(state.regions.totals().dirty, 10);
     });

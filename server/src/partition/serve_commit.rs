@@ -21,7 +21,7 @@ use super::mutation::Mutation;
 use super::pg_mutation::{CommitRecord, CommitRefusal, PgMutation, PgOutcome};
 use super::region_mutation::{RegionId, RegionMutation};
 use super::table::{FileRecords, RegionTerms};
-use crate::files::{FileChange, FileMutation, FileOutcome};
+use crate::files::{FileChange, FileMutation, FileOutcome, has_run};
 use crate::planted::{self, Planted};
 use crate::rights::check_capability;
 
@@ -228,6 +228,11 @@ impl PartitionHost {
         class: ServiceClass,
     ) -> Result<(), Failure> {
         let (run, regions) = (region.0 / REGIONS_PER_RUN, region.0 % REGIONS_PER_RUN + 1);
+        let region_log2 = partition.state().files.region_terms(fid, TruncateEpoch(0));
+        let region_log2 = region_log2.map_or(0, |terms| terms.region_log2);
+        if !has_run(run, region_log2) {
+            return Err(Failure::new(Code::Invalid, "no file is that large"));
+        }
         let change = FileChange::Register { run, regions };
         let mutation = Mutation::File(FileMutation { fid, change });
         match partition.submit(class, mutation).await?.file()? {
