@@ -14,7 +14,36 @@ use bb_runtime::sync::Notify;
 pub(crate) const SEGMENT_BYTES: usize = 256 << 10;
 
 /// A piece of a group.
-pub(crate) type Key = (PgId, u32);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Key {
+    pg: PgId,
+    from: u32,
+    len: u32,
+}
+
+impl Key {
+    /// `len` bytes from `from` of the group's data. No group is as large as a `u32` can say.
+    pub fn new(pg: PgId, from: usize, len: usize) -> Self {
+        let small = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        Self { pg, from: small(from), len: small(len) }
+    }
+
+    /// The segment that `at` lies in, of a group with `data_bytes`.
+    pub fn segment(pg: PgId, at: usize, data_bytes: usize) -> Self {
+        let from = at - at % SEGMENT_BYTES;
+        Self::new(pg, from, SEGMENT_BYTES.min(data_bytes.saturating_sub(from)))
+    }
+
+    /// Where in the group's data, in bytes.
+    pub const fn from(&self) -> usize {
+        self.from as usize
+    }
+
+    /// Bytes.
+    pub const fn len(&self) -> usize {
+        self.len as usize
+    }
+}
 
 /// What is known of a piece.
 pub(crate) enum Cached {
@@ -81,6 +110,11 @@ impl PgCache {
             }
             _ => None,
         }
+    }
+
+    /// True if the piece is here or on its way.
+    pub fn knows(&self, key: Key) -> bool {
+        self.entries.borrow().contains_key(&key)
     }
 
     /// The piece, or who fetches it.
