@@ -164,7 +164,7 @@ pub trait Bfs {
     /// Makes written bytes durable.
     fn fsync(&self, binding: &Binding) -> BfsFuture<()>;
 
-    /// Makes inode and name of a file durable: fsync of the file and of the directory it is in.
+    /// Makes inode and name of a file durable: fsync of the directory it is in.
     fn fsync_name(&self, binding: &Binding) -> BfsFuture<()>;
 
     /// Sets the size.

@@ -14,6 +14,7 @@ mod root;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -64,6 +65,8 @@ struct Inner {
     current: Mutex<Arc<Root>>,
     /// Lock files of this process, open until it ends.
     locks: Mutex<Vec<OwnedFd>>,
+    /// Directories whose entries are being made durable.
+    directories: turns::Turns,
 }
 
 impl PosixBfs {
@@ -98,6 +101,7 @@ impl PosixBfs {
             files_max: limits.files_max,
             current: Mutex::new(Arc::new(root)),
             locks: Mutex::new(Vec::new()),
+            directories: turns::Turns::default(),
         };
         inner.probe()?;
         Ok(Self {
