@@ -1,14 +1,15 @@
 //! Read-ahead: in the order of the file, at even distances in it, and in the order of writing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 
 use bb_pgio::ReadOptions;
-use bb_proto::{Capability, PgId};
+use bb_proto::{Capability, PgBody, PgId};
+use futures_util::future::join;
 use futures_util::{StreamExt, stream};
 
-use crate::cache::{Key, SEGMENT_BYTES};
+use crate::cache::{Cached, Key, SEGMENT_BYTES};
 use crate::client::Inner;
 use crate::file::File;
 use crate::maps::Granted;
@@ -99,7 +100,7 @@ impl ReadAhead {
             return Vec::new();
         }
         self.done = to;
-        vec![from..to]
+        std::iter::once(from..to).collect()
     }
 
     /// The next reads at the same distance, as many as fill the window.
@@ -116,8 +117,10 @@ impl ReadAhead {
         }
         self.widen(most);
         let starts = (ahead + 1..=reads).map(|n| range.start.saturating_add(n * stride));
-        let wanted: Vec<_> =
-            starts.take_while(|start| *start < size).map(|start| start..size.min(start + len)).collect();
+        let wanted: Vec<_> = starts
+            .take_while(|start| *start < size)
+            .map(|start| start..size.min(start + len))
+            .collect();
         self.done = wanted.last().map_or(self.done, |last| last.end);
         wanted
     }
@@ -169,7 +172,8 @@ impl Inner {
         let mut want = |group: &Rc<Granted>, range: Range<u64>| {
             let len = index(range.end.saturating_sub(range.start));
             let keys = segments(group, index(range.start), len);
-            pieces.extend(keys.filter(|key| !self.cache.knows(*key)).map(|key| (group.clone(), key)));
+            pieces
+                .extend(keys.filter(|key| !self.cache.knows(*key)).map(|key| (group.clone(), key)));
         };
         want(last.group, last.end..end.min(last.group.data_bytes()));
         if end > last.group.data_bytes()
@@ -215,13 +219,13 @@ impl Inner {
         let packed = wanted.len() == 1 || are_packed(&plans);
         ahead.borrow_mut().packed = packed && wanted.len() > 1;
         let mut keys = BTreeSet::new();
-        let mut pieces = Vec::new();
+        let mut wanted = Vec::new();
         for plan in &plans {
             let Source::Group { descriptor, pg_offset } = &plan.source else { continue };
             let len = index(plan.range.end - plan.range.start);
             let mut want = |key| {
                 if keys.insert(key) {
-                    pieces.push((descriptor.clone(), key));
+                    wanted.push((descriptor.clone(), key));
                 }
             };
             if packed {
@@ -230,7 +234,54 @@ impl Inner {
                 want(Key::new(descriptor.pg, *pg_offset, len));
             }
         }
-        self.fetch_pieces(capability, pieces).await;
+        if packed {
+            self.fetch_pieces(capability, wanted).await;
+        } else {
+            self.fetch_scattered(capability, wanted).await;
+        }
+    }
+
+    /// Pieces that lie apart, in a request for each block.
+    async fn fetch_scattered(
+        self: &Rc<Self>,
+        capability: &Capability,
+        wanted: Vec<(Rc<Granted>, Key)>,
+    ) {
+        let mut blocks: BTreeMap<(PgId, usize), (Rc<Granted>, Vec<Key>)> = BTreeMap::new();
+        let mut others = Vec::new();
+        for (descriptor, key) in wanted {
+            match block_of(&descriptor, key) {
+                Some(block) => {
+                    let (_, keys) =
+                        blocks.entry((descriptor.pg, block)).or_insert((descriptor, Vec::new()));
+                    keys.push(key);
+                }
+                // In two blocks, or in none.
+                None => others.push((descriptor, key)),
+            }
+        }
+        self.link.count(|counters| {
+            counters.read_ahead += blocks.values().map(|(_, keys)| keys.len() as u64).sum::<u64>();
+        });
+        let in_blocks = stream::iter(blocks.into_values()).for_each_concurrent(
+            AHEAD_PARALLEL,
+            |(descriptor, mut keys)| async move {
+                keys.sort_by_key(Key::from);
+                let get = |key: Key| match self.cache.get(key) {
+                    Cached::Fetch(fetching) => Some((key.range(), fetching)),
+                    Cached::Here(_) | Cached::Coming(_) => None,
+                };
+                let (ranges, fetching): (Vec<_>, Vec<_>) = keys.into_iter().filter_map(get).unzip();
+                let capability = descriptor.capability(capability);
+                let got = self.io.fetch_scattered(&capability, &descriptor, &ranges).await;
+                // Where nothing came, who reads it asks for it again.
+                for (fetching, piece) in fetching.into_iter().zip(got.into_iter().flatten()) {
+                    let bytes = piece.bytes.len() as u64;
+                    fetching.done_with_share(&Rc::new(vec![piece]), bytes);
+                }
+            },
+        );
+        join(in_blocks, self.fetch_pieces(capability, others)).await;
     }
 
     async fn fetch_pieces(
@@ -248,6 +299,14 @@ impl Inner {
             })
             .await;
     }
+}
+
+/// The data block that a piece lies in, if it is one.
+fn block_of(descriptor: &Granted, key: Key) -> Option<usize> {
+    let PgBody::Blocks { block_log2, .. } = &descriptor.body else { return None };
+    let range = key.range();
+    let block = range.start.checked_shr(u32::from(*block_log2))?;
+    (block == (range.end - 1).checked_shr(u32::from(*block_log2))?).then_some(block)
 }
 
 /// Where a piece lies in its group.

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 
 use bb_pgio::Piece;
@@ -42,6 +43,11 @@ impl Key {
     /// Bytes.
     pub const fn len(&self) -> usize {
         self.len as usize
+    }
+
+    /// The same as a range.
+    pub const fn range(&self) -> Range<usize> {
+        self.from()..self.from() + self.len()
     }
 }
 
@@ -149,11 +155,16 @@ impl Fetching {
     /// It is here. It is not kept while somebody waits for memory, who has seen everything go that
     /// was kept before: nobody would give it up again for them.
     pub fn done(self, pieces: &Rc<Vec<Piece>>) {
+        let bytes = pieces.iter().map(|p| p.bytes.slab_bytes() as u64).sum();
+        self.done_with_share(pieces, bytes);
+    }
+
+    /// The same for pieces that take `bytes` of memory, as their share of what they lie in.
+    pub fn done_with_share(self, pieces: &Rc<Vec<Piece>>, bytes: u64) {
         let cache = self.cache.clone();
         if cache.pool.is_waited_for() {
             return;
         }
-        let bytes: u64 = pieces.iter().map(|p| p.bytes.slab_bytes() as u64).sum();
         while cache.used_bytes.get() + bytes > cache.limit_bytes && cache.evict() {}
         if bytes > cache.limit_bytes {
             return;

@@ -140,9 +140,8 @@ fn records_in_the_order_of_writing_come_in_whole_segments_where_their_distances_
 }
 
 #[test]
-fn of_records_that_lie_apart_in_their_groups_only_themselves_are_fetched() {
-    let gets = reading_records((0..RECORDS).step_by(8));
+fn of_records_that_lie_apart_in_their_groups_only_themselves_are_fetched_a_block_at_a_time() {
     let reads = (RECORDS / 8) as u64;
-    // Some lie in two blocks.
-    assert!((reads..=2 * reads).contains(&gets), "{gets} requests for {reads} reads");
+    let gets = reading_records((0..RECORDS).step_by(8));
+    assert!(gets <= reads * 3 / 4, "{gets} requests for {reads} reads");
 }

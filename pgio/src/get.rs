@@ -59,6 +59,7 @@ impl PgIo {
             chunk_log2: layout.shape.chunk_log2,
             chunk_first: want.chunks.start,
             chunk_count: want.chunks.end - want.chunks.start,
+            more: Vec::new(),
         }
         .encode();
         let began = self.rt.now();

@@ -332,12 +332,13 @@ fn a_receive_waits_until_it_is_full_and_gives_what_came_where_its_thread_ends() 
     let near = uring.adopt(near.into());
     let everything = (executor, rt, uring, near, pool);
     far.write_all(b"one, ").expect("open");
-    let (everything, receiving) = on_another_thread(everything, |(executor, rt, uring, near, pool)| {
-        let receiving = rt.spawn(uring.recv(near, pool.try_alloc(4096).expect("room"), 0..8));
-        executor.block_on(rt.sleep(Duration::from_millis(20)));
-        assert!(!receiving.is_finished(), "three bytes are missing");
-        receiving
-    });
+    let (everything, receiving) =
+        on_another_thread(everything, |(executor, rt, uring, near, pool)| {
+            let receiving = rt.spawn(uring.recv(near, pool.try_alloc(4096).expect("room"), 0..8));
+            executor.block_on(rt.sleep(Duration::from_millis(20)));
+            assert!(!receiving.is_finished(), "three bytes are missing");
+            receiving
+        });
     let (executor, rt, uring, near, _) = &everything;
     far.write_all(b"two").expect("open");
     executor.block_on(async {

@@ -39,11 +39,7 @@ impl Turns {
     ///
     /// # Errors
     /// Those of that call, or of a later one.
-    pub fn sync(
-        &self,
-        id: Id,
-        sync: impl Fn() -> Result<(), BfsError>,
-    ) -> Result<(), BfsError> {
+    pub fn sync(&self, id: Id, sync: impl Fn() -> Result<(), BfsError>) -> Result<(), BfsError> {
         let turn = lock(&self.all).entry(id).or_default().clone();
         let result = turn.wait(sync);
         let mut all = lock(&self.all);
@@ -126,8 +122,7 @@ mod tests {
             Err(BfsError::Errno(libc::EIO))
         };
         thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..6).map(|_| scope.spawn(|| turns.sync(ID, failing))).collect();
+            let threads: Vec<_> = (0..6).map(|_| scope.spawn(|| turns.sync(ID, failing))).collect();
             for thread in threads {
                 thread.join().expect("no panic").expect_err("all fail");
             }
