@@ -5,8 +5,8 @@
 //! | `table` | what tables of a partition have in common: how to add one |
 //! | `mutation`, `pg_mutation`, `region_mutation` | what changes a partition |
 //! | `state`, `apply_commit` | the tables, and how a mutation is applied |
-//! | `pg`, `pg_snapshot` | parity groups: records, stubs, what is left of dead ones |
-//! | `region_table`, `region`, `fragment_map`, `region_snapshot` | which bytes lie where |
+//! | `pg`, `pg_slots`, `pg_snapshot` | parity groups: records, stubs, what is left of dead ones |
+//! | `region_table`, `region`, `fragment_map`, `fragment_leaves`, `region_snapshot` | which bytes lie where |
 //! | `record`, `snapshot` | what the log holds |
 //! | `journal` | what is asked of the commit log |
 //! | `engine`, `tail`, `replay` | numbers, logs, applies; what is logged and not applied; what a restart brings |
@@ -29,6 +29,7 @@ pub mod background;
 pub mod degraded;
 mod engine;
 mod filling;
+mod fragment_leaves;
 pub mod fragment_map;
 #[cfg(feature = "planted")]
 mod free_early;
@@ -38,6 +39,7 @@ mod member;
 pub mod mutation;
 pub mod pg;
 pub mod pg_mutation;
+mod pg_slots;
 mod pg_snapshot;
 #[cfg(test)]
 #[cfg(feature = "planted")]
