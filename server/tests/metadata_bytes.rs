@@ -12,6 +12,7 @@ use bb_server::partition::mutation::Mutation;
 use bb_server::partition::pg_mutation::{CommitRecord, PgMutation};
 use bb_server::partition::record::RECORD_HEADER_BYTES;
 use bb_server::partition::region_mutation::{RegionId, RegionMutation};
+use bb_server::partition::snapshot::encode_snapshot;
 use bb_server::partition::{Outcome, PartitionState};
 
 struct Counting;
@@ -153,6 +154,10 @@ fn a_fragment_takes_at_most_24_bytes_of_memory_in_whatever_order_it_comes() {
         println!("{name}: {:.1} bytes a fragment, groups included", used as f64 / fragments as f64);
         assert!(used <= 24 * fragments, "{name}: {used} bytes for {fragments} fragments");
         assert!(used <= counted, "{name}: the budget counts {counted}, {used} are used");
+        // What the log can keep is measured by the budget (server/src/node/start.rs).
+        let logged = encode_snapshot(&state, std::iter::empty::<&[u8]>()).len() as u64;
+        println!("{name}: {:.1} bytes in a snapshot", logged as f64 / fragments as f64);
+        assert!(logged <= state.memory_bytes(), "{name}: a snapshot of {logged} bytes");
     }
 }
 
@@ -298,6 +303,8 @@ fn rule_16_the_budget_counts_what_groups_take_or_more() {
         println!("{members} members: {used} bytes a group with one fragment, {counted} counted");
         assert!(used <= counted);
         assert!(counted <= 2 * used, "the budget should not be wasted either");
+        let logged = encode_snapshot(&state, std::iter::empty::<&[u8]>()).len() as u64;
+        assert!(logged <= state.memory_bytes(), "a snapshot of {logged} bytes");
     }
 }
 

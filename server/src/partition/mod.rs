@@ -15,7 +15,7 @@
 //! | `primary`, `replicator`, `senders` | what followers have, and how they get the rest |
 //! | `member`, `serve_replica` | what a follower does with it |
 //! | `takeover`, `filling` | how a primary begins; how a node becomes a backup |
-//! | `serve_commit`, `serve_pg`, `serve_region` | what requests do, step by step |
+//! | `serve_commit`, `learning`, `serve_pg`, `serve_region` | what requests do, step by step |
 //! | `background`, `degraded` | what is done unasked: freeing, reporting, asking, counting |
 //!
 //! Limits: the bytes of inline groups live in the state, and travel in every snapshot of their
@@ -35,6 +35,7 @@ pub mod fragment_map;
 mod free_early;
 pub mod host;
 pub mod journal;
+mod learning;
 mod member;
 pub mod mutation;
 pub mod pg;
