@@ -124,7 +124,8 @@ fn bad_weather(rt: &Rt, fake: &Rc<Fake>) {
         if rt.random_below(40) == 0
             && let Some(fake) = fake2.upgrade()
         {
-            let slot = fake.tick().saturating_sub(1);
+            // Behind what is minted now.
+            let slot = fake.tick().saturating_sub(2);
             fake.state.borrow_mut().horizon = slot;
         }
         if rt.random_below(100) == 0

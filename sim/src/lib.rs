@@ -13,6 +13,7 @@
 //! | `finale` | what must hold when all is healed |
 //! | `model` | which bytes a read may return |
 //! | `run` | one seed from start to verdict |
+//! | `scale` | how the work grows with ranks and servers: counts |
 //! | `report`, `work` | many seeds on all cores |
 //! | `planted`, `find` | the deliberate errors, and the search that must find each |
 
@@ -30,6 +31,7 @@ pub mod model;
 pub mod planted;
 pub mod report;
 pub mod run;
+pub mod scale;
 mod storm;
 mod watch;
 pub mod work;

@@ -8,6 +8,7 @@ mod fuzz;
 mod headers;
 mod install;
 mod man;
+mod scale;
 mod sim;
 mod step;
 mod test;
@@ -59,6 +60,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Count what a simulated cluster does for many ranks (docs/scale.md), then map and lease traffic
+    #[command(disable_help_flag = true)]
+    Scale {
+        /// --ranks N, --servers N, --region-log2 N, --help and others
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -73,6 +81,7 @@ fn main() -> ExitCode {
         Command::Thrash(arguments) => thrash::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Sim { arguments } => sim::run(&arguments),
+        Command::Scale { arguments } => scale::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -169,7 +169,8 @@ pub struct Logs {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct EntryId(u32);
 
-const SLAB: usize = 1024;
+/// Entries of a slab: a page of memory.
+const SLAB: usize = 64;
 const SHARDS: usize = 64;
 
 /// All blocks of a device.

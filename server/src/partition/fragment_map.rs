@@ -1,12 +1,11 @@
 //! Which bytes of a region lie where: a map of fragments that do not overlap.
 //!
-//! A fragment takes 20 bytes (8 of key, 12 of value) and its share of B-tree nodes. Fragments that
-//! continue each other, in the file and in the group, are one. Byte counts are kept along.
-
-use std::collections::BTreeMap;
-use std::ops::Bound;
+//! Fragments that continue each other, in the file and in the group, are one. Byte counts are kept
+//! along. How fragments lie in memory: [`super::fragment_leaves`].
 
 use bb_proto::meta::FragmentState;
+
+use super::fragment_leaves::Leaves;
 
 /// A parity group, as the fragments of one partition name it: its place in the partition's table.
 /// Lives in memory only; snapshots number the groups anew.
@@ -76,61 +75,6 @@ impl Place {
     }
 }
 
-/// [`Piece`] without its offset, packed: the tag takes the lowest 3 bits of `tail`, the offset in
-/// the group (below 2^24: 16 blocks of 1 MiB) those above.
-#[derive(Clone, Copy)]
-struct Slot {
-    len: u32,
-    reference: u32,
-    tail: u32,
-}
-
-const _: () = assert!(size_of::<Slot>() == 12);
-const PLACEHOLDER: u32 = 4;
-
-impl Slot {
-    fn pack(piece: &Piece) -> Self {
-        let (reference, tail) = match piece.place {
-            Place::Pg { pg, pg_offset, state } => {
-                assert!(pg_offset < 1 << 29, "a group is smaller");
-                (pg.0, pg_offset << 3 | state_tag(state))
-            }
-            Place::Placeholder(stage) => (stage.0, PLACEHOLDER),
-        };
-        Self { len: piece.len, reference, tail }
-    }
-
-    fn unpack(self, offset: u64) -> Piece {
-        let place = match self.tail & 7 {
-            PLACEHOLDER => Place::Placeholder(StageRef(self.reference)),
-            tag => Place::Pg {
-                pg: PgRef(self.reference),
-                pg_offset: self.tail >> 3,
-                state: tag_state(tag),
-            },
-        };
-        Piece { offset, len: self.len, place }
-    }
-}
-
-const fn state_tag(state: FragmentState) -> u32 {
-    match state {
-        FragmentState::Dirty => 0,
-        FragmentState::Pending => 1,
-        FragmentState::Clean => 2,
-        FragmentState::Deletable => 3,
-    }
-}
-
-const fn tag_state(tag: u32) -> FragmentState {
-    match tag {
-        0 => FragmentState::Dirty,
-        1 => FragmentState::Pending,
-        2 => FragmentState::Clean,
-        _ => FragmentState::Deletable,
-    }
-}
-
 /// Bytes by state, and how many fragments.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counts {
@@ -191,7 +135,7 @@ impl Counts {
 /// The fragments of a region.
 #[derive(Default)]
 pub struct FragmentMap {
-    slots: BTreeMap<u64, Slot>,
+    leaves: Leaves,
     counts: Counts,
 }
 
@@ -208,32 +152,25 @@ impl FragmentMap {
     }
 
     /// True if there is nothing, not even a placeholder.
-    pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.counts.fragments == 0
     }
 
     /// First offset behind the last byte that lies in a group, 0 if there is none.
     pub fn end(&self) -> u64 {
-        self.slots
-            .iter()
-            .rev()
-            .map(|(offset, slot)| slot.unpack(*offset))
+        self.leaves
+            .backwards()
             .find(|piece| matches!(piece.place, Place::Pg { .. }))
             .map_or(0, |piece| piece.end())
     }
 
     /// What lies in `start .. end`, in order, cut to it.
     pub fn pieces(&self, start: u64, end: u64) -> impl Iterator<Item = Piece> + '_ {
-        let first = self
-            .slots
-            .range(..start)
-            .next_back()
-            .map(|(offset, slot)| slot.unpack(*offset))
-            .filter(|piece| piece.end() > start && start < end)
-            .map_or(start, |piece| piece.offset);
-        self.slots
-            .range((Bound::Included(first), Bound::Excluded(end.max(first))))
-            .map(move |(offset, slot)| slot.unpack(*offset).clipped(start, end))
+        let before = self.leaves.before(start).filter(|piece| piece.end() > start && start < end);
+        before
+            .into_iter()
+            .chain(self.leaves.from(start).take_while(move |piece| piece.offset < end))
+            .map(move |piece| piece.clipped(start, end))
     }
 
     /// The parts of `start .. end` where nothing lies.
@@ -259,26 +196,23 @@ impl FragmentMap {
         }
         self.split_at(start);
         self.split_at(end);
-        let mut removed = Vec::new();
-        while let Some((offset, slot)) = self.slots.range(start..end).next() {
-            let piece = slot.unpack(*offset);
-            self.take(&piece);
-            removed.push(piece);
-        }
+        let removed: Vec<Piece> =
+            self.leaves.from(start).take_while(|piece| piece.offset < end).collect();
+        self.leaves.remove(start, end, removed.len());
+        removed.iter().for_each(|piece| self.counts.sub(piece));
         removed
     }
 
     /// Puts `piece` where nothing lies.
     pub fn insert(&mut self, mut piece: Piece) {
         debug_assert!(self.pieces(piece.offset, piece.end()).next().is_none(), "occupied");
-        let before = self.slots.range(..piece.offset).next_back();
-        if let Some(before) = before.map(|(offset, slot)| slot.unpack(*offset))
+        if let Some(before) = self.leaves.before(piece.offset)
             && before.continues_in(&piece)
         {
             self.take(&before);
             piece = Piece { len: before.len + piece.len, ..before };
         }
-        if let Some(after) = self.slots.get(&piece.end()).map(|slot| slot.unpack(piece.end()))
+        if let Some(after) = self.leaves.at(piece.end())
             && piece.continues_in(&after)
         {
             self.take(&after);
@@ -314,23 +248,19 @@ impl FragmentMap {
     fn put(&mut self, piece: &Piece) {
         assert!(piece.len > 0, "an empty fragment");
         self.counts.add(piece);
-        let old = self.slots.insert(piece.offset, Slot::pack(piece));
-        assert!(old.is_none(), "fragments overlap");
+        self.leaves.insert(piece);
     }
 
     fn take(&mut self, piece: &Piece) {
         self.counts.sub(piece);
-        self.slots.remove(&piece.offset);
+        self.leaves.remove(piece.offset, piece.offset + 1, 1);
     }
 
     fn split_at(&mut self, at: u64) {
-        let Some((offset, slot)) = self.slots.range(..at).next_back() else { return };
-        let whole = slot.unpack(*offset);
-        if whole.end() > at {
-            self.take(&whole);
-            self.put(&whole.clipped(whole.offset, at));
-            self.put(&whole.clipped(at, whole.end()));
-        }
+        let Some(whole) = self.leaves.before(at).filter(|whole| whole.end() > at) else { return };
+        self.take(&whole);
+        self.put(&whole.clipped(whole.offset, at));
+        self.put(&whole.clipped(at, whole.end()));
     }
 }
 

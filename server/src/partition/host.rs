@@ -20,6 +20,7 @@ use super::engine::{Meter, Outbox, Partition, not_primary};
 use super::filling::SNAPSHOTS_MAX;
 use super::fragment_map::Counts;
 use super::journal::Journal;
+use super::learning::Learning;
 use super::mutation::Mutation;
 use super::pg_mutation::PgMutation;
 use super::replay::Replica;
@@ -110,6 +111,8 @@ pub struct PartitionHost {
     /// Participants that said they hold fragments of a group: they report by themselves. Forgotten
     /// with the process, which only costs a question.
     pub(super) holders: RefCell<BTreeSet<(PgId, PartitionId)>>,
+    /// Commits that ask what a file's regions have to learn.
+    pub(super) learning: Learning,
 }
 
 impl crate::residency::Partitions for PartitionHost {
@@ -152,6 +155,7 @@ impl PartitionHost {
             degraded: Cell::default(),
             births: RefCell::default(),
             holders: RefCell::default(),
+            learning: Learning::default(),
         });
         host.outbox.belong_to(&host);
         let me = host.env.shared.node.0;

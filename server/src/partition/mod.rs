@@ -5,8 +5,8 @@
 //! | `table` | what tables of a partition have in common: how to add one |
 //! | `mutation`, `pg_mutation`, `region_mutation` | what changes a partition |
 //! | `state`, `apply_commit` | the tables, and how a mutation is applied |
-//! | `pg`, `pg_snapshot` | parity groups: records, stubs, what is left of dead ones |
-//! | `region_table`, `region`, `fragment_map`, `region_snapshot` | which bytes lie where |
+//! | `pg`, `pg_slots`, `pg_snapshot` | parity groups: records, stubs, what is left of dead ones |
+//! | `region_table`, `region`, `fragment_map`, `fragment_leaves`, `region_snapshot` | which bytes lie where |
 //! | `record`, `snapshot` | what the log holds |
 //! | `journal` | what is asked of the commit log |
 //! | `engine`, `tail`, `replay` | numbers, logs, applies; what is logged and not applied; what a restart brings |
@@ -15,7 +15,7 @@
 //! | `primary`, `replicator`, `senders` | what followers have, and how they get the rest |
 //! | `member`, `serve_replica` | what a follower does with it |
 //! | `takeover`, `filling` | how a primary begins; how a node becomes a backup |
-//! | `serve_commit`, `serve_pg`, `serve_region` | what requests do, step by step |
+//! | `serve_commit`, `learning`, `serve_pg`, `serve_region` | what requests do, step by step |
 //! | `background`, `degraded` | what is done unasked: freeing, reporting, asking, counting |
 //!
 //! Limits: the bytes of inline groups live in the state, and travel in every snapshot of their
@@ -29,15 +29,18 @@ pub mod background;
 pub mod degraded;
 mod engine;
 mod filling;
+mod fragment_leaves;
 pub mod fragment_map;
 #[cfg(feature = "planted")]
 mod free_early;
 pub mod host;
 pub mod journal;
+mod learning;
 mod member;
 pub mod mutation;
 pub mod pg;
 pub mod pg_mutation;
+mod pg_slots;
 mod pg_snapshot;
 #[cfg(test)]
 #[cfg(feature = "planted")]

@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bb_proto::{Fid, PartitionId, PgBody, PgDescriptor, PgId, SessionId, Tick};
 
 use super::fragment_map::PgRef;
+use super::pg_slots::PgSlots;
 use crate::planted::{self, Planted};
 
 /// What became of a group that is not on record (any more).
@@ -78,10 +79,11 @@ pub struct PgTotals {
     pub record_bytes: u64,
 }
 
-/// Memory of a record or stub besides its lists: its slot (in a table that doubles, so up to half
-/// of it is empty), home's part, its entry in the index, the overhead of three allocations.
-/// Measured in `tests/metadata_bytes.rs`.
-const PG_BYTES: u64 = 320;
+/// Memory of a record or stub besides its members: its slot, its entry in the index, the overhead of
+/// an allocation. Measured in `tests/metadata_bytes.rs`.
+const PG_BYTES: u64 = 208;
+/// Memory of home's part, besides the participants.
+const HOME_BYTES: u64 = 72;
 /// Memory of an id that is remembered.
 const REMEMBERED_BYTES: u64 = 64;
 
@@ -108,8 +110,8 @@ impl Pg {
     }
 
     fn memory_bytes(&self) -> u64 {
-        let participants = self.home.as_ref().map_or(0, |home| home.participants.len() as u64 * 8);
-        PG_BYTES + u64::from(self.member_count()) * 8 + participants
+        let home = |home: &HomeRecord| HOME_BYTES + home.participants.len() as u64 * 8;
+        PG_BYTES + u64::from(self.member_count()) * 8 + self.home.as_deref().map_or(0, home)
     }
 }
 
@@ -136,8 +138,7 @@ impl Ledger {
 #[derive(Default, Debug)]
 pub struct PgTable {
     pub(super) horizon: Tick,
-    slots: Vec<Option<Pg>>,
-    free: Vec<PgRef>,
+    slots: PgSlots,
     pub(super) index: BTreeMap<PgId, PgRef>,
     pub(super) remembered: BTreeMap<PgId, Fate>,
     /// Released here, home does not know yet.
@@ -197,11 +198,11 @@ impl PgTable {
 
     /// A group by its local name.
     pub fn get(&self, at: PgRef) -> &Pg {
-        self.slots[at.0 as usize].as_ref().expect("fragments name groups on record")
+        self.slots.get(at).expect("fragments name groups on record")
     }
 
     fn get_mut(&mut self, at: PgRef) -> &mut Pg {
-        self.slots[at.0 as usize].as_mut().expect("fragments name groups on record")
+        self.slots.get_mut(at).expect("fragments name groups on record")
     }
 
     /// What became of a group that is not on record.
@@ -260,13 +261,7 @@ impl PgTable {
         let pg =
             Pg { fid, descriptor, home: home.map(Box::new), inline: inline.into(), live_bytes: 0 };
         self.count(&pg, true);
-        let at = if let Some(at) = self.free.pop() {
-            self.slots[at.0 as usize] = Some(pg);
-            at
-        } else {
-            self.slots.push(Some(pg));
-            PgRef(u32::try_from(self.slots.len() - 1).expect("the metadata budget is smaller"))
-        };
+        let at = self.slots.put(pg);
         let old = self.index.insert(id, at);
         assert!(old.is_none(), "{id:?} is on record");
         at
@@ -314,7 +309,7 @@ impl PgTable {
         }
         for (at, _) in &ledger.entries {
             // Named twice, a group may be gone by now (its slot is free, not given again).
-            if self.slots[at.0 as usize].is_some() {
+            if self.slots.get(*at).is_some() {
                 self.check_references(*at);
             }
         }
@@ -351,10 +346,9 @@ impl PgTable {
     /// Takes a group off the record; its id is remembered.
     fn drop_record(&mut self, id: PgId) {
         let Some(at) = self.index.remove(&id) else { return };
-        if let Some(pg) = self.slots[at.0 as usize].take() {
+        if let Some(pg) = self.slots.take(at) {
             self.count(&pg, false);
         }
-        self.free.push(at);
         self.remember(id, Fate::Gone);
     }
 

@@ -9,11 +9,11 @@ use super::pg::{Ledger, PgTable};
 use super::region::{Region, WrittenPiece};
 use super::region_mutation::{RegionId, RegionMutation, RegionOutcome, RegionRefusal, Written};
 
-/// Memory of a fragment: 20 bytes and its share of nodes that are at the least half full (measured
-/// in `tests/metadata_bytes.rs`); a placeholder counts like one.
-pub const FRAGMENT_BYTES: u64 = 64;
-/// Memory of a region besides its fragments.
-const REGION_BYTES: u64 = 320;
+/// Memory of a fragment: 16 bytes, and its share of what its leaf takes besides and has not filled
+/// (measured in `tests/metadata_bytes.rs`); a placeholder counts like one.
+pub const FRAGMENT_BYTES: u64 = 24;
+/// Memory of a region besides its fragments, and what the room of a small leaf may cost more.
+const REGION_BYTES: u64 = 448;
 /// Memory of the mark that a dropped region leaves.
 const DROPPED_BYTES: u64 = 64;
 

@@ -55,11 +55,19 @@ impl PartitionHost {
         }
         let inline = inline_bytes(&commit, partition, request)?;
         let class = class_of(request);
-        for _ in 0..LEARN_ATTEMPTS {
+        let (mut attempts, mut waits) = (0, 0);
+        while attempts < LEARN_ATTEMPTS {
             let verdict = partition.state().judge_commit(&commit);
+            let mut learning = None;
             let lessons = match verdict {
                 Verdict::Duplicate => return Ok(Response::default()),
                 Verdict::Refuse(CommitRefusal::RegionBehind(_)) => {
+                    let file = (partition.id(), commit.capability.fid);
+                    if waits < LEARN_ATTEMPTS && self.learning.wait(file).await {
+                        waits += 1;
+                        continue;
+                    }
+                    learning = Some(self.learning.begin(file));
                     self.lessons(partition, &commit, class).await?
                 }
                 Verdict::Refuse(refusal) => return Err(self.refusal(refusal)),
@@ -70,6 +78,8 @@ impl PartitionHost {
             {
                 return Ok(response);
             }
+            drop(learning);
+            attempts += 1;
         }
         Err(Failure::new(Code::Busy, "the file is being truncated again and again"))
     }

@@ -51,7 +51,7 @@ impl World {
             parity: self.setup.parity,
             codec: u8::try_from(ClusterMap::default().codec.max(1)).unwrap_or(1),
             partitions: self.setup.partitions,
-            region_log2: 20,
+            region_log2: self.setup.region_log2,
             window_ticks: self.setup.window_ticks,
             deterministic: self.setup.deterministic,
             write_through: false,

@@ -12,10 +12,11 @@ use bb_runtime::{BufPool, Instant, Rt};
 use bb_server::node::{Node, Parts};
 use bb_server::{blockstore, partition::HostConfig};
 use bb_transport::auth::NoAuth;
-use bb_transport::{Address, Client, ClientConfig, Identity, Role, Server, ServerConfig};
+use bb_transport::{Address, Client, ClientConfig, Identity, Role, Server, ServerConfig, Service};
 
 use super::Site;
 use crate::bfs::SimProcess;
+use crate::scale::Tap;
 
 /// Memory of a server process.
 pub(super) const POOL_BYTES: usize = 64 << 20;
@@ -49,6 +50,7 @@ pub struct StartMistake {
 /// A machine with one server.
 pub struct Machine {
     site: Rc<Site>,
+    number: usize,
     /// The data devices.
     pub disks: Vec<SimDisk>,
     /// The log's device.
@@ -82,6 +84,7 @@ impl Machine {
         let disks = (0..setup.devices).map(|n| disk(&format!("disk{n}"), setup.device_bytes));
         Rc::new(Self {
             site: site.clone(),
+            number,
             disks: disks.collect(),
             log_disk: disk("log", setup.log_bytes),
             address: Address::from(name("server").as_str()),
@@ -172,7 +175,7 @@ impl Machine {
         };
         let node = Node::start(rt, parts, &|_, _| {}).await.map_err(|error| text(&error))?;
         if !self.site.setup.calls_itself_by_network {
-            caller.set_local(self.address.clone(), node.clone());
+            caller.set_local(self.address.clone(), self.counted(&node, true));
         }
         let shared = node.context().shared.clone();
         caller.set_cluster(shared.map().cluster.clone());
@@ -182,7 +185,8 @@ impl Machine {
             ..identity
         };
         let listener = network.listen(&self.address).await.map_err(|error| text(&error))?;
-        let server = Server::start(rt, listener, node.clone(), ServerConfig::new(identity, pool));
+        let service = self.counted(&node, false);
+        let server = Server::start(rt, listener, service, ServerConfig::new(identity, pool));
         *life.node.borrow_mut() = Some(node.clone());
         let stop = std::pin::pin!(life.stop.notified());
         let log = node.context().log.clone();
@@ -207,6 +211,15 @@ impl Machine {
         server.stop(Duration::from_secs(2)).await;
         caller.close();
         node.stop().await.map_err(|error| text(&error))
+    }
+
+    /// The node, behind a counter of what it is asked where that is wanted.
+    fn counted(&self, node: &Rc<Node>, local: bool) -> Rc<dyn Service> {
+        if !self.site.setup.counts_traffic {
+            return node.clone();
+        }
+        let traffic = self.site.traffic.clone();
+        Rc::new(Tap { service: node.clone(), server: self.number, local, traffic })
     }
 
     /// Starts a server that ended by itself again after a pause, as a service manager does, for as

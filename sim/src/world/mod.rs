@@ -24,6 +24,10 @@ pub use self::machine::{Life, Machine, StartMistake};
 use crate::bfs::SimBfs;
 use crate::family::Family;
 use crate::planted::Plant;
+use crate::scale::Traffic;
+
+/// Small, so that files of a few megabytes have several regions.
+const REGION_LOG2: u32 = 20;
 
 /// What a world is made of.
 #[derive(Clone, Debug)]
@@ -44,12 +48,16 @@ pub struct Setup {
     pub parity: u8,
     /// Metadata partitions.
     pub partitions: u32,
+    /// log2 of the region size, in bytes.
+    pub region_log2: u32,
     /// W of rule 1, in ticks.
     pub window_ticks: u32,
     /// Rendezvous placement instead of least loaded.
     pub deterministic: bool,
     /// The server's calls to itself go through the network, too.
     pub calls_itself_by_network: bool,
+    /// What servers are asked is counted.
+    pub counts_traffic: bool,
     /// The deliberate error to make.
     pub plant: Option<Plant>,
 }
@@ -73,9 +81,11 @@ impl Setup {
             data,
             parity,
             partitions: [1, 4, 8, 16][usize::try_from(rt.random_below(4)).unwrap_or(0)],
+            region_log2: REGION_LOG2,
             window_ticks: 5,
             deterministic: rt.random_below(4) == 0,
             calls_itself_by_network: rt.random_below(2) == 0,
+            counts_traffic: false,
             plant: None,
         }
     }
@@ -98,9 +108,11 @@ impl Setup {
             data,
             parity,
             partitions: [4, 8, 16][usize::try_from(rt.random_below(3)).unwrap_or(0)],
+            region_log2: REGION_LOG2,
             window_ticks: 15,
             deterministic: rt.random_below(4) == 0,
             calls_itself_by_network: rt.random_below(2) == 0,
+            counts_traffic: false,
             plant: None,
         }
     }
@@ -125,6 +137,8 @@ pub struct Site {
     pub tally: RefCell<FaultTally>,
     /// Memory for metadata of server processes from now on, in bytes.
     pub metadata_bytes_max: Cell<u64>,
+    /// What servers were asked, where that is counted.
+    pub traffic: Rc<RefCell<Traffic>>,
     /// Client processes so far, for their names.
     clients: Cell<u64>,
     /// Devices of which a log has lost what it had acknowledged.
@@ -155,6 +169,7 @@ impl World {
             bfs: SimBfs::new(rt, [7; 16]),
             tally: RefCell::default(),
             metadata_bytes_max: Cell::new(64 << 20),
+            traffic: Rc::default(),
             clients: Cell::new(0),
             lost_blocks: RefCell::default(),
             setup,
