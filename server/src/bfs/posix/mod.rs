@@ -27,7 +27,7 @@ use self::credentials::Own;
 pub use self::marker::MarkerError;
 use self::root::{Root, shown};
 pub use self::root::{SetupError, format};
-use super::{Bfs, BfsError, BfsFuture, DirPage, Found, Times};
+use super::{Bfs, BfsCalls, BfsError, BfsFuture, DirPage, Found, Times};
 use crate::partition::region_mutation::ProcessId;
 
 /// How much of the machine it may use.
@@ -227,6 +227,15 @@ impl Bfs for PosixBfs {
 
     fn uuid(&self) -> [u8; 16] {
         self.inner.uuid
+    }
+
+    fn calls(&self) -> BfsCalls {
+        let of = [self.names.stats(), self.data.stats()];
+        let took = of[0].worked + of[1].worked;
+        BfsCalls {
+            count: of[0].completed + of[1].completed,
+            took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+        }
     }
 
     fn hold(&self, process: ProcessId) -> BfsFuture<()> {
