@@ -76,7 +76,7 @@ impl BlockStore {
         if payload.len() >> put.chunk_log2 != put.chunk_crcs.len() {
             return Err(Failure::new(Code::Invalid, "not one checksum per chunk"));
         }
-        let crcs = bb_erasure::crc32c_chunks(&payload, 1 << put.chunk_log2);
+        let crcs = bb_erasure::crc32c_chunks(payload, 1 << put.chunk_log2);
         let wrong = crcs.zip(&put.chunk_crcs).position(|(crc, told)| crc != *told);
         match wrong {
             Some(chunk) => {
