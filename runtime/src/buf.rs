@@ -79,12 +79,6 @@ impl Region {
             if address != libc::MAP_FAILED
                 && let Some(base) = NonNull::new(address.cast::<u8>())
             {
-                if try_huge && !huge {
-                    // Where none are reserved, the kernel may still have some: one fault for 2 MiB
-                    // instead of 512. Where it has none, nothing is lost.
-                    // SAFETY: a hint about a mapping that was just made.
-                    unsafe { libc::madvise(address, bytes, libc::MADV_HUGEPAGE) };
-                }
                 return Ok(Self { base, bytes, huge });
             }
             last = std::io::Error::last_os_error();
