@@ -12,7 +12,7 @@ const TOP: usize = 48;
 /// Narrower boxes are not drawn.
 const NARROWEST: f64 = 0.4;
 /// Of a character of a label.
-const LETTER: f64 = 6.3;
+const LETTER: f64 = 6.8;
 
 const STYLE: &str = "text{font:11px monospace;fill:#24292f}.k{fill:#ffb77c}.u{fill:#80ccff}\
 .l{fill:#aceebb}.r{fill:#d0d7de}rect{stroke:#fff;stroke-width:.5}";

@@ -8,7 +8,7 @@ use super::flame;
 use super::process::{Guarded, bound, output};
 
 /// Samples per second of each core: more would be a load of their own.
-const PER_SECOND: u32 = 399;
+const PER_SECOND: u32 = 799;
 /// Names of our threads, or how they begin: servers, clients, and what works for them.
 const OURS: [&str; 6] = ["bbd", "load", "burstbay", "bfs-", "device-", "iou-wrk-"];
 /// perf has begun.

@@ -552,3 +552,17 @@ fn forget_below(path: &Path) {
         unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_need_the_same_files_follow_each_other() {
+        // What a group has left is removed at its end.
+        let mut roots: Vec<&str> = super::super::rows::ROWS.iter().map(root_of).collect();
+        roots.dedup();
+        let each: BTreeSet<&str> = roots.iter().copied().collect();
+        assert_eq!(roots.len(), each.len(), "{roots:?}");
+    }
+}

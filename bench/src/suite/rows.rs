@@ -204,15 +204,6 @@ pub const ROWS: &[Row] = &[
         ..BASE
     },
     Row {
-        name: "seq-write-fixed",
-        about: "the same, deterministic placement",
-        phase: "stream-write",
-        who: Who::Slow,
-        durable: true,
-        deterministic: true,
-        ..BASE
-    },
-    Row {
         name: "seq-read",
         about: "1 MiB calls, by new processes",
         phase: "stream-read",
@@ -288,6 +279,15 @@ pub const ROWS: &[Row] = &[
         depth: 64,
         unit: Unit::Operations,
         durable: true,
+        ..BASE
+    },
+    Row {
+        name: "seq-write-fixed",
+        about: "the same, deterministic placement",
+        phase: "stream-write",
+        who: Who::Slow,
+        durable: true,
+        deterministic: true,
         ..BASE
     },
 ];
