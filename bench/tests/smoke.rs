@@ -84,7 +84,7 @@ fn real_every_row_runs_and_tells_what_it_did() {
     }
     let rows: std::collections::BTreeSet<&str> =
         samples.iter().filter_map(|sample| sample["row"].as_str()).collect();
-    assert_eq!(rows.len(), 19, "{rows:?}");
+    assert_eq!(rows.len(), 20, "{rows:?}");
     // The kernel saw what the servers wrote, and the cluster says what it wrote it with.
     let sample = of("seq-write", "burstbay-2+1");
     let servers = sample["servers"].as_array().expect("servers");
@@ -93,6 +93,17 @@ fn real_every_row_runs_and_tells_what_it_did() {
     assert_eq!((servers.len(), bytes), (4, 8 << 20));
     assert!(written >= bytes * 3 / 2, "{written}");
     assert_eq!((&sample["placed"]["data"], &sample["placed"]["parity"]), (&2.into(), &1.into()));
+    // What each device and log did, by the servers, is what the kernel counted for their processes.
+    let stores = sample["stores"].as_array().expect("stores");
+    assert_eq!(stores.len(), 4 * 3, "two devices and a log each");
+    let counted: u64 = stores.iter().map(|s| s["write_bytes"].as_u64().unwrap_or(0)).sum();
+    assert!(counted.abs_diff(written) <= written / 10 + (1 << 20), "{counted} {written}");
+    assert!(stores.iter().all(|store| store["flushes"].as_u64().is_some()));
+    assert!(of("small-create", "burstbay-2+1")["bfs"]["calls"].as_i64() > Some(0));
+    // Writes with a slow server, both ways of placement.
+    for row in ["seq-write", "seq-write-fixed"] {
+        assert!(of(row, "slow-2+1")["rate"].as_f64().is_some_and(|rate| rate > 0.0), "{row}");
+    }
     assert!(of("seq-read", "floor-2+1")["bytes"] == 8 << 20);
     assert!(of("fsync-64", "direct")["latency_us"]["p99.9"].as_f64().is_some());
     assert_eq!(report["goals"].as_array().map(Vec::len), Some(20));

@@ -131,6 +131,7 @@ static void parse(int argc, char **argv)
         else if (!strcmp(key, "writers")) task.writers = (unsigned)number;
         else if (!strcmp(key, "seed")) task.seed = number;
         else if (!strcmp(key, "direct")) task.direct = number != 0;
+        else if (!strcmp(key, "placement")) setenv("IM_CLIENT_DATA_PLACEMENT_TYPE", value, 1);
         else if (!strcmp(key, "durable")) task.durable = number != 0;
         else {
             fprintf(stderr, "load: what is %s?\n", key);

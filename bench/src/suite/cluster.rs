@@ -54,7 +54,21 @@ pub struct Shape {
     pub user_bytes: u64,
     /// Of each commit log.
     pub log_bytes: u64,
+    /// The last server is made slower.
+    pub slower: Slower,
 }
+
+/// How many times as long operations of the last server's devices take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slower {
+    /// Those of data devices.
+    pub devices: u64,
+    /// Those of the log.
+    pub log: u64,
+}
+
+/// All servers are alike.
+pub const ALIKE: Slower = Slower { devices: 1, log: 1 };
 
 impl Shape {
     /// Of each data device: three times what must fit, for what is written before what was removed
@@ -94,6 +108,7 @@ pub struct Cluster {
     pub work: String,
     folder: PathBuf,
     programs: PathBuf,
+    tool: Vec<String>,
     nodes: Vec<Node>,
 }
 
@@ -103,6 +118,20 @@ impl Cluster {
     /// # Errors
     /// It cannot be had.
     pub fn start(place: &Place, programs: &Path, name: &str, shape: Shape) -> Result<Self, String> {
+        Self::start_under(&[], place, programs, name, shape)
+    }
+
+    /// The same; servers run under a tool: words that go before them.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub fn start_under(
+        tool: &[String],
+        place: &Place,
+        programs: &Path,
+        name: &str,
+        shape: Shape,
+    ) -> Result<Self, String> {
         let folder = place.folder(name)?;
         let work = place.folder(&format!("{name}/bfs/work"))?;
         let mut cluster = Self {
@@ -111,6 +140,7 @@ impl Cluster {
             work: format!("ime://{}", work.display()),
             folder,
             programs: programs.to_path_buf(),
+            tool: tool.to_vec(),
             nodes: Vec::new(),
         };
         cluster.configure()?;
@@ -184,8 +214,17 @@ impl Cluster {
     fn spawn(&self, node: &Node, what: &str) -> Result<Guarded, String> {
         let log = node.folder.join(format!("bbd.{what}.{}.log", node.starts));
         let file = File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
-        let mut command = Command::new(self.programs.join("bbd"));
-        command.arg("--config").arg(node.folder.join("bb.conf")).arg(what);
+        // What formats needs no tool.
+        let mut line = if what == "run" { self.tool.clone() } else { Vec::new() };
+        line.push(self.programs.join("bbd").display().to_string());
+        let mut command = Command::new(&line[0]);
+        command.args(&line[1..]).arg("--config").arg(node.folder.join("bb.conf")).arg(what);
+        let last = self.nodes.last().is_some_and(|last| last.address == node.address);
+        if what == "run" && last && self.shape.slower != ALIKE {
+            let Slower { devices, log } = self.shape.slower;
+            command.arg(format!("--testing-slow-devices={devices}"));
+            command.arg(format!("--testing-slow-log={log}"));
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
         let child = bound(command).spawn().map_err(|error| format!("bbd: {error}"))?;
         Ok(Guarded(child))
@@ -243,8 +282,14 @@ impl Cluster {
     pub fn pids(&self) -> Vec<(String, u32)> {
         let running = self.nodes.iter().enumerate();
         running
-            .filter_map(|(i, node)| Some((format!("bbd{}", i + 1), node.child.as_ref()?.pid())))
+            .filter_map(|(i, node)| Some((process_name(i), node.child.as_ref()?.pid())))
             .collect()
+    }
+
+    /// Name of the process that serves at an address.
+    pub fn process_at(&self, address: &str) -> Option<String> {
+        let index = self.nodes.iter().position(|node| node.address == address)?;
+        Some(process_name(index))
     }
 
     /// Kills the last server, and waits until the others know.
@@ -280,7 +325,13 @@ impl Drop for Cluster {
         for node in &mut self.nodes {
             node.child = None;
         }
+        // Others may need the room before all is removed.
+        let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+fn process_name(index: usize) -> String {
+    format!("bbd{}", index + 1)
 }
 
 fn finish(all: Vec<Guarded>) -> Result<(), String> {
@@ -321,7 +372,13 @@ mod tests {
     #[test]
     fn devices_hold_three_times_what_is_written() {
         let geometry = Geometry { data: 2, parity: 1 };
-        let shape = Shape { servers: 4, geometry, user_bytes: 1 << 30, log_bytes: 256 << 20 };
+        let shape = Shape {
+            servers: 4,
+            geometry,
+            user_bytes: 1 << 30,
+            log_bytes: 256 << 20,
+            slower: ALIKE,
+        };
         assert_eq!(shape.device_bytes(), 576 << 20);
         assert_eq!(shape.disk_bytes(), 4 * (2 * 576 + 256) * (1 << 20) + (1 << 30));
     }

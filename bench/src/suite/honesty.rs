@@ -2,7 +2,9 @@
 //! cluster says in which blocks.
 
 use super::cluster::Geometry;
+use super::process::Counters;
 use super::sample::Placed;
+use super::stores::{Store, written};
 
 /// What is known of a row that ended with everything durable.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +23,10 @@ pub struct Claim {
 
 /// A share of blocks may be smaller: the last group of each process, and commits at a close.
 const BLOCK_TOLERANCE: f64 = 0.9;
+/// Difference of what a server and the kernel count, in percent of the kernel's count, ...
+const STORE_TOLERANCE_PERCENT: u64 = 3;
+/// ... or where that is less.
+const STORE_SLACK_BYTES: u64 = 2 << 20;
 
 /// All that is wrong with it.
 pub fn complaints(claim: &Claim) -> Vec<String> {
@@ -44,6 +50,23 @@ pub fn complaints(claim: &Claim) -> Vec<String> {
     }
     if claim.full_groups {
         all.extend(blocks(claim, &placed, needed));
+    }
+    all
+}
+
+/// What servers say of their devices and logs must be what the kernel counted for their processes. It
+/// counts a little more: lines of the server's own log, and what it writes to the backing file system;
+/// and what was under way when one of the two was read is in one of them only.
+pub fn disagreements(servers: &[(String, Counters)], stores: &[Store]) -> Vec<String> {
+    let mut all = Vec::new();
+    for (name, counters) in servers {
+        let (kernel, own) = (counters.write_bytes, written(stores, name));
+        let slack = STORE_SLACK_BYTES.max(kernel / 100 * STORE_TOLERANCE_PERCENT);
+        if own.abs_diff(kernel) > slack {
+            all.push(format!(
+                "{name} says that {own} bytes were written to its devices and log, the kernel {kernel}"
+            ));
+        }
     }
     all
 }
@@ -91,6 +114,25 @@ mod tests {
     fn a_row_whose_bytes_did_not_reach_the_devices_fails() {
         assert_eq!(complaints(&Claim { written_bytes: 149 << 20, ..claim() }).len(), 1);
         assert_eq!(complaints(&Claim { written_bytes: 0, placed: None, ..claim() }).len(), 1);
+    }
+
+    #[test]
+    fn what_a_server_says_of_its_devices_must_be_what_the_kernel_counted() {
+        let own = |bytes: u64| {
+            let half = |name: &str| Store {
+                process: "bbd1".to_owned(),
+                name: name.to_owned(),
+                write_bytes: bytes / 2,
+                ..Store::default()
+            };
+            let kernel = Counters { write_bytes: 1 << 30, ..Counters::default() };
+            disagreements(&[("bbd1".to_owned(), kernel)], &[half("log"), half("device 1")]).len()
+        };
+        assert_eq!(own(1 << 30), 0);
+        assert_eq!(own((1 << 30) / 100 * 98), 0);
+        assert_eq!(own((1 << 30) / 100 * 96), 1);
+        assert_eq!(own((1 << 30) / 100 * 104), 1);
+        assert_eq!(own(0), 1);
     }
 
     #[test]

@@ -83,9 +83,22 @@ impl Loader {
         run_ranks(commands, seconds_max, measure)
     }
 
-    fn command(&self, words: &[String], configuration: Option<&Path>) -> Command {
-        let mut command = Command::new(self.folder.join("load"));
-        command.args(words).env("LD_LIBRARY_PATH", &self.folder);
+    /// One process, not started.
+    pub fn command(&self, words: &[String], configuration: Option<&Path>) -> Command {
+        self.command_under(&[], words, configuration)
+    }
+
+    /// The same, under a tool: words that go before it.
+    pub fn command_under(
+        &self,
+        tool: &[String],
+        words: &[String],
+        configuration: Option<&Path>,
+    ) -> Command {
+        let program = self.folder.join("load").display().to_string();
+        let line = [tool, &[program], words].concat();
+        let mut command = Command::new(&line[0]);
+        command.args(&line[1..]).env("LD_LIBRARY_PATH", &self.folder);
         // A setting of the user's own must not change what is measured.
         for (name, _) in std::env::vars_os() {
             let ours = name.to_str().is_some_and(|n| n.starts_with("IM_") || n.starts_with("BB_"));

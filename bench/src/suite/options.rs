@@ -17,7 +17,8 @@ pub struct Options {
     /// These rows only, and those that they need
     #[arg(long, value_name = "ROW", num_args = 1.., value_delimiter = ',')]
     pub only: Vec<String>,
-    /// These systems only: direct, floor-2+1, ext4, burstbay-1+0, burstbay-2+1, burstbay-4+2, gluster-2+1
+    /// These systems only: direct, floor-2+1, ext4, burstbay-1+0, burstbay-2+1, burstbay-4+2,
+    /// gluster-2+1, three-2+1, slow-2+1, slow-log-2+1
     #[arg(long, value_name = "SYSTEM", num_args = 1.., value_delimiter = ',')]
     pub systems: Vec<String>,
     /// Rounds [5; quick: 2; smoke: 1]
@@ -41,6 +42,16 @@ pub struct Options {
     /// End with an error if a goal is missed
     #[arg(long)]
     pub strict: bool,
+    /// Count instructions instead, and compare them with bench/instructions.json (needs valgrind)
+    #[arg(long, conflicts_with_all = ["quick", "smoke", "only", "systems", "json", "svg"])]
+    pub instructions: bool,
+    /// Write a flame graph of this row into the file of --svg instead (needs perf)
+    #[arg(long, value_name = "ROW", requires = "svg")]
+    #[arg(conflicts_with_all = ["quick", "smoke", "only", "systems", "json", "instructions"])]
+    pub profile: Option<String>,
+    /// Keep the instructions that are counted as those to compare with
+    #[arg(long, requires = "instructions")]
+    pub renew: bool,
     /// Where to measure: a directory on the disk [target/, beside the programs]
     #[arg(long, value_name = "DIRECTORY")]
     pub directory: Option<PathBuf>,
@@ -53,6 +64,13 @@ pub struct Options {
 }
 
 impl Options {
+    /// With `--profile`, that row alone, once, on the system that the goals are about.
+    pub fn narrowed(&self) -> Self {
+        let Some(row) = self.profile.clone() else { return self.clone() };
+        let systems = vec![super::goals::OURS.to_owned()];
+        Self { only: vec![row], systems, rounds: self.rounds.or(Some(1)), ..self.clone() }
+    }
+
     /// Rounds.
     pub fn rounds(&self) -> u64 {
         self.rounds.unwrap_or(if self.smoke {
@@ -109,9 +127,9 @@ impl Options {
         }
         // What the goals are about, and what it is compared with.
         let leave_out: &[&str] = if self.smoke {
-            &["burstbay-1+0", "burstbay-4+2", "gluster-2+1"]
+            &["burstbay-1+0", "burstbay-4+2", "gluster-2+1", "slow-log-2+1"]
         } else if self.quick {
-            &["burstbay-1+0", "burstbay-4+2"]
+            &["burstbay-1+0", "burstbay-4+2", "slow-2+1", "slow-log-2+1", "three-2+1"]
         } else {
             &[]
         };

@@ -10,12 +10,17 @@ const WIDTH: usize = 1000;
 const PANEL: usize = 490;
 const NAME: usize = 118;
 const VALUE: usize = 112;
+/// Width of the longest figure: figures stand in a column of their own, where no line crosses them.
+const FIGURE: f64 = 70.0;
+/// A spread is shown up to this part of the longest bar or limit.
+const BEYOND: f64 = 1.08;
+const _: () = assert!(BEYOND * ((PANEL - NAME - VALUE) as f64) + FIGURE <= (PANEL - NAME) as f64);
 const BAR: usize = 15;
 const HEAD: usize = 34;
 const TOP: usize = 66;
 
 const STYLE: &str = "text{font:12px sans-serif;fill:#24292f}.t{font-weight:bold}.s{fill:#57606a;font-size:11px}\
-.direct,.floor{fill:#8c959f}.ext4{fill:#bf8700}.gluster{fill:#cf222e}.burstbay{fill:#0969da}\
+.direct,.floor{fill:#8c959f}.ext4{fill:#bf8700}.gluster{fill:#cf222e}.burstbay{fill:#0969da}.three,.slow{fill:#8250df}\
 .l{stroke:#1a7f37;stroke-width:2}.w{stroke:#57606a;stroke-width:1}\
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.s{fill:#9198a1}.burstbay{fill:#4493f8}\
 .gluster{fill:#f85149}.ext4{fill:#d29922}.l{stroke:#3fb950}.w{stroke:#9198a1}}";
@@ -65,7 +70,7 @@ fn panel(out: &mut String, x: usize, y: usize, group: &[&Summary]) {
     let most = largest.chain(limit.map(|limit| limit.value)).fold(f64::MIN_POSITIVE, f64::max);
     let room = (PANEL - NAME - VALUE) as f64;
     // Spreads may go beyond what there is room for.
-    let at = |value: f64| (x + NAME) as f64 + (value / most).min(1.08) * room;
+    let at = |value: f64| (x + NAME) as f64 + (value / most).min(BEYOND) * room;
     for (i, summary) in group.iter().enumerate() {
         let Some(rate) = summary.rate else { continue };
         let top = y + HEAD - 10 + i * (BAR + 3);
@@ -76,14 +81,14 @@ fn panel(out: &mut String, x: usize, y: usize, group: &[&Summary]) {
             "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>\
              <rect class=\"{class}\" x=\"{start}\" y=\"{top}\" width=\"{:.1}\" height=\"{BAR}\"/>\
              <line class=\"w\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{middle}\" y2=\"{middle}\"/>\
-             <text x=\"{:.1}\" y=\"{}\">{}</text>",
+             <text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>",
             start - 6,
             top + BAR - 3,
             escaped(&summary.system),
             (end - start as f64).max(1.0),
             at(rate.min),
             at(rate.max),
-            at(rate.max).max(end) + 6.0,
+            x + PANEL,
             top + BAR - 3,
             value(rate.median, row.unit)
         );

@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use super::goals::Goal;
-use super::process::Disk;
 use super::rows::{Row, Unit, find};
 use super::sample::Sample;
 use super::shares::{Machine, Share};
-use super::statistic::{Spread, spread};
-use super::systems::FLOOR;
+use super::statistic::Spread;
+use super::stores::Store;
+use super::systems::{EXT4, FLOOR};
 use crate::limits::Limits;
 
 /// Version of the file's form.
@@ -137,6 +137,7 @@ pub fn json(run: &Run<'_>, machine: &Machine<'_>, summaries: &[Summary], goals: 
         "notes": run.notes,
         "limits": machine.limits.iter().map(limits).collect::<Vec<_>>(),
         "samples": machine.samples.0.iter().filter_map(sample).collect::<Vec<_>>(),
+        "repeats": machine.repeats.0.iter().filter_map(sample).collect::<Vec<_>>(),
         "summary": summaries.iter().map(summary_json).collect::<Vec<_>>(),
         "goals": goals.iter().map(Goal::json).collect::<Vec<_>>(),
     })
@@ -177,34 +178,75 @@ fn summary_json(summary: &Summary) -> Value {
     })
 }
 
-/// Bytes and flushes of the disk beside those of the servers: a line for each row that writes.
+/// Time of a small file: ours, the backing file system's part of it, and what the file system takes by
+/// itself for the same with an fsync. A line for each row.
+pub fn small_files(machine: &Machine<'_>, system: &str) -> String {
+    use std::fmt::Write;
+    let mut text = format!(
+        "{system}, small files: us for each, with as many under way; calls on the backing file system \
+         in it and their us; us of the file system by itself\n"
+    );
+    for row in super::rows::ROWS.iter().filter(|row| row.phase.starts_with("small-")) {
+        let each = |sample: &Sample| {
+            Some(sample.work.seconds * 1e6 * row.depth as f64 / sample.work.ops as f64)
+        };
+        let bfs = |of: fn((i64, i64)) -> i64| {
+            let part = |sample: &Sample| Some(of(sample.bfs?) as f64 / sample.work.ops as f64);
+            machine.samples.spread(row.name, system, part)
+        };
+        let (Some(ours), Some(calls), Some(us)) =
+            (machine.samples.spread(row.name, system, each), bfs(|b| b.0), bfs(|b| b.1))
+        else {
+            continue;
+        };
+        let alone = machine.samples.spread(row.name, EXT4, each);
+        let alone = alone.map_or_else(|| "-".to_owned(), |alone| format!("{:.0}", alone.median));
+        let _ = writeln!(
+            text,
+            "  {:<20} {:>8.0}   {:>4.1} calls {:>8.0}   {alone:>8}",
+            row.name, ours.median, calls.median, us.median
+        );
+    }
+    text
+}
+
+/// Bytes and flushes of the servers beside those of the disk: a line for each row that writes.
 pub fn devices(machine: &Machine<'_>, system: &str, rows: &[&'static Row]) -> String {
     use std::fmt::Write;
     let mut text = format!(
-        "{system}: bytes on devices and logs per byte of the user's (kernel, all servers), by the \
-         disk, flushes of the disk per GB\n"
+        "{system}: bytes written per byte of the user's: by the servers (kernel), their devices, their \
+         logs (servers), by the disk; flushes per GB: of devices, of logs, of the disk\n"
     );
+    type Of = fn(&Sample) -> u64;
+    let columns: [Of; 7] = [
+        |s| s.servers.iter().map(|(_, counters)| counters.write_bytes).sum(),
+        |s| of_stores(s, false, |store| store.write_bytes),
+        |s| of_stores(s, true, |store| store.write_bytes),
+        |s| s.disk.write_bytes,
+        |s| of_stores(s, false, |store| store.flushes),
+        |s| of_stores(s, true, |store| store.flushes),
+        |s| s.disk.flushes,
+    ];
     for row in rows.iter().filter(|row| row.durable) {
-        let per_byte = |of: &dyn Fn(&Sample) -> f64| {
-            let values = machine.samples.of(row.name, system);
-            spread(&values.map(|s| of(s) / s.work.bytes as f64).collect::<Vec<_>>())
-        };
-        let disk = |of: fn(&Disk) -> u64| per_byte(&move |sample: &Sample| of(&sample.disk) as f64);
-        let servers = per_byte(&|sample| {
-            sample.servers.iter().map(|(_, counters)| counters.write_bytes).sum::<u64>() as f64
+        let medians = columns.map(|of| {
+            let per_byte = |sample: &Sample| Some(of(sample) as f64 / sample.work.bytes as f64);
+            machine.samples.spread(row.name, system, per_byte).map(|spread| spread.median)
         });
-        if let (Some(servers), Some(written), Some(flushes)) =
-            (servers, disk(|d| d.write_bytes), disk(|d| d.flushes))
-        {
-            let _ = writeln!(
-                text,
-                "  {:<20} {:>6.2} {:>6.2} {:>9.0}",
-                row.name,
-                servers.median,
-                written.median,
-                flushes.median * 1e9
-            );
+        if medians.iter().any(Option::is_none) {
+            continue;
         }
+        let _ = write!(text, "  {:<20}", row.name);
+        for (at, median) in medians.into_iter().flatten().enumerate() {
+            let _ = match at {
+                0..4 => write!(text, " {median:>6.2}"),
+                _ => write!(text, " {:>9.0}", median * 1e9),
+            };
+        }
+        text.push('\n');
     }
     text
+}
+
+fn of_stores(sample: &Sample, log: bool, of: fn(&Store) -> u64) -> u64 {
+    sample.stores.iter().filter(|store| (store.name == "log") == log).map(of).sum()
 }

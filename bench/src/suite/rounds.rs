@@ -1,5 +1,6 @@
 //! The measuring: rounds, and in each of them every row on every system in turn.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -7,13 +8,17 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::clock::{self, now};
+use super::cluster::Geometry;
 use super::floor_run::Floor;
-use super::honesty::{Claim, complaints};
+use super::goals::OURS;
+use super::honesty::{Claim, complaints, disagreements};
 use super::load::{Loader, Work};
 use super::options::Options;
 use super::process::{Counters, Disk, forget_peak};
+use super::profile::Profile;
 use super::rows::{RECORD, Ranks, Row, Unit};
 use super::sample::{Placed, Sample};
+use super::stores::{self, Store};
 use super::system::{Kind, System};
 use super::systems::{FLOOR, Systems};
 use crate::limits::{self, Limits};
@@ -47,10 +52,16 @@ pub struct Runner<'a> {
     pub systems: Systems,
     /// Everything measured.
     pub samples: Vec<Sample>,
+    /// The same rows again and again, which tell of memory.
+    pub repeats: Vec<Sample>,
+    /// Columns: all systems so far, with their geometry.
+    pub names: Vec<(String, Option<Geometry>)>,
     /// Of each round.
     pub limits: Vec<Limits>,
     /// What a reader should know.
     pub notes: Vec<String>,
+    /// Looks where time goes, meanwhile.
+    pub profile: RefCell<Option<Profile>>,
     started: Instant,
     broken: BTreeMap<String, String>,
     /// Where space of removed files may still come back.
@@ -68,16 +79,21 @@ impl<'a> Runner<'a> {
         systems: Systems,
         floor: Option<Floor>,
     ) -> Self {
+        let floor_name = floor.iter().map(|_| (FLOOR.to_owned(), None));
+        let of_systems = systems.all.iter().map(|s| (s.name.clone(), s.geometry()));
         Self {
             options,
             size,
             disk,
             loader,
+            names: floor_name.chain(of_systems).collect(),
             floor,
             systems,
             samples: Vec::new(),
+            repeats: Vec::new(),
             limits: Vec::new(),
             notes: Vec::new(),
+            profile: RefCell::new(None),
             started: now(),
             broken: BTreeMap::new(),
             unsettled: BTreeSet::new(),
@@ -135,6 +151,57 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
+    /// One round of the clusters with a slow server: writes, on each in turn.
+    ///
+    /// # Errors
+    /// We were interrupted.
+    pub fn slow_round(&mut self, round: u64, rows: &[&'static Row]) -> Result<(), String> {
+        for row in rows.iter().copied().filter(|row| row.phase == "stream-write") {
+            let count = self.systems.all.len();
+            for i in 0..count {
+                let index = (i + usize::try_from(round).unwrap_or(0)) % count;
+                self.row(round, row, index)?;
+            }
+            self.remove(round, row.name)?;
+        }
+        Ok(())
+    }
+
+    /// Small numbers of large writes, again and again, on the system that the goals are about.
+    ///
+    /// # Errors
+    /// We were interrupted.
+    pub fn repeat(&mut self, times: u64) -> Result<(), String> {
+        let index = self.systems.all.iter().position(|system| system.name == OURS);
+        let Some(index) = index else { return Ok(()) };
+        for row in ["shared-write", "seq-write"].into_iter().filter_map(super::rows::find) {
+            let kept = self.samples.len();
+            for round in 0..times {
+                self.row(round, row, index)?;
+                self.remove(round, row.name)?;
+            }
+            self.repeats.extend(self.samples.drain(kept..));
+        }
+        Ok(())
+    }
+
+    /// Goes on with other systems; those so far are ended.
+    ///
+    /// # Errors
+    /// These do not start.
+    pub fn exchange(
+        &mut self,
+        systems: impl FnOnce() -> Result<Systems, String>,
+    ) -> Result<(), String> {
+        let missing = std::mem::take(&mut self.systems.missing);
+        self.systems.all.clear();
+        self.unsettled.clear();
+        self.systems = systems()?;
+        self.systems.missing.extend(missing);
+        self.names.extend(self.systems.all.iter().map(|s| (s.name.clone(), s.geometry())));
+        Ok(())
+    }
+
     fn say(&self, round: u64, row: &str, system: &str, what: &str) {
         let seconds = self.started.elapsed().as_secs();
         let of = self.options.rounds();
@@ -165,7 +232,9 @@ impl<'a> Runner<'a> {
             work,
             servers,
             disk,
+            stores: Vec::new(),
             placed: None,
+            bfs: None,
             error,
             dishonest: Vec::new(),
         };
@@ -204,7 +273,9 @@ impl<'a> Runner<'a> {
             work: Work::default(),
             servers: Vec::new(),
             disk: Disk::default(),
+            stores: Vec::new(),
             placed: None,
+            bfs: None,
             error: None,
             dishonest: Vec::new(),
         };
@@ -271,27 +342,30 @@ impl<'a> Runner<'a> {
         if !row.durable {
             forget(system);
         }
-        let before = placed(system)?;
         let pids = system.pids();
-        let mut counted: Vec<(Vec<Counters>, Disk)> = Vec::new();
+        let mut seen: Vec<Result<Seen, String>> = Vec::new();
         pids.iter().for_each(|(_, pid)| forget_peak(*pid));
         let words = self.words(row, system, sample.round);
         let work = self.loader.run(&words, system.configuration(), ROW_SECONDS, || {
-            let of_all = pids.iter().map(|(_, pid)| Counters::of(*pid)).collect();
-            counted.push((of_all, Disk::of(self.disk)));
+            seen.push(Seen::of(system, &pids, self.disk));
+            if let Some(profile) = &mut *self.profile.borrow_mut() {
+                profile.turn(row.name);
+            }
         })?;
-        let [(servers_before, disk_before), (servers_after, disk_after)] = &counted[..] else {
+        let mut seen = seen.into_iter();
+        let (Some(before), Some(after)) = (seen.next(), seen.next()) else {
             return Err("nothing was counted".to_owned());
         };
-        let counters =
-            servers_after.iter().zip(servers_before).map(|(after, before)| after.since(before));
+        let (before, after) = (before?, after?);
+        let counters = after.servers.iter().zip(&before.servers).map(|(a, b)| a.since(b));
         sample.servers = pids.iter().map(|(name, _)| name.clone()).zip(counters).collect();
-        sample.disk = disk_after.since(disk_before);
+        sample.disk = after.disk.since(&before.disk);
+        sample.stores = stores::since(after.stores, &before.stores);
         sample.work = work;
-        let after = placed(system)?;
         let settled = !self.unsettled.contains(&system.name);
-        let change = after.zip(before).map(|(after, before)| after.since(&before));
+        let change = after.placed.zip(before.placed).map(|(after, before)| after.since(&before));
         sample.placed = change.filter(|_| settled);
+        sample.bfs = change.map(|change| (change.bfs_calls, change.bfs_us));
         if row.durable
             && let Some(geometry) = system.geometry()
         {
@@ -304,6 +378,7 @@ impl<'a> Runner<'a> {
                 full_groups: matches!(row.phase, "stream-write" | "shared-write")
                     && !self.options.smoke,
             });
+            sample.dishonest.extend(disagreements(&sample.servers, &sample.stores));
         }
         Ok(())
     }
@@ -353,6 +428,9 @@ impl<'a> Runner<'a> {
                 // Our close waits until what was written is durable; others need to be told.
                 format!("durable={}", u8::from(!ours)),
             ]
+            .into_iter()
+            .chain(row.deterministic.then(|| "placement=DETERMINISTIC".to_owned()))
+            .collect()
         };
         (0..ranks).map(of_rank).collect()
     }
@@ -426,10 +504,25 @@ fn root_of(row: &'static Row) -> &'static str {
     row.name
 }
 
-fn placed(system: &System) -> Result<Option<Placed>, String> {
-    match &system.kind {
-        Kind::Burstbay(cluster) => Ok(Some(Placed::of(&cluster.status()?))),
-        _ => Ok(None),
+/// All counters at one moment.
+struct Seen {
+    servers: Vec<Counters>,
+    disk: Disk,
+    stores: Vec<Store>,
+    placed: Option<Placed>,
+}
+
+impl Seen {
+    fn of(system: &System, pids: &[(String, u32)], disk: u64) -> Result<Self, String> {
+        let (stores, placed) = match &system.kind {
+            Kind::Burstbay(cluster) => {
+                let status = cluster.status()?;
+                (stores::stores(&status, |at| cluster.process_at(at)), Some(Placed::of(&status)))
+            }
+            _ => (Vec::new(), None),
+        };
+        let servers = pids.iter().map(|(_, pid)| Counters::of(*pid)).collect();
+        Ok(Self { servers, disk: Disk::of(disk), stores, placed })
     }
 }
 
@@ -457,5 +550,19 @@ fn forget_below(path: &Path) {
         // SAFETY: the descriptor is open for the length of the call. It is advice: nothing depends on
         // its outcome but speed, and small files that stay are no matter.
         unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_need_the_same_files_follow_each_other() {
+        // What a group has left is removed at its end.
+        let mut roots: Vec<&str> = super::super::rows::ROWS.iter().map(root_of).collect();
+        roots.dedup();
+        let each: BTreeSet<&str> = roots.iter().copied().collect();
+        assert_eq!(roots.len(), each.len(), "{roots:?}");
     }
 }

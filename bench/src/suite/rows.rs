@@ -38,6 +38,8 @@ pub enum Who {
     Burstbay,
     /// Burstbay with parity.
     Parity,
+    /// The clusters that show what a slow server does.
+    Slow,
 }
 
 /// One row.
@@ -67,6 +69,8 @@ pub struct Row {
     pub durable: bool,
     /// One server is dead meanwhile.
     pub degraded: bool,
+    /// Placement by the names of parity groups, whatever servers say of their load.
+    pub deterministic: bool,
 }
 
 const BASE: Row = Row {
@@ -82,6 +86,7 @@ const BASE: Row = Row {
     who: Who::All,
     durable: false,
     degraded: false,
+    deterministic: false,
 };
 
 /// All rows, in the order of a round. A server that begins to serve partitions takes each file for open
@@ -276,6 +281,15 @@ pub const ROWS: &[Row] = &[
         durable: true,
         ..BASE
     },
+    Row {
+        name: "seq-write-fixed",
+        about: "the same, deterministic placement",
+        phase: "stream-write",
+        who: Who::Slow,
+        durable: true,
+        deterministic: true,
+        ..BASE
+    },
 ];
 
 /// The row of that name.
@@ -294,11 +308,18 @@ pub fn chosen(only: &[String]) -> Result<Vec<&'static Row>, String> {
     let mut names: Vec<&str> = only.iter().map(String::as_str).collect();
     let mut at = 0;
     while at < names.len() {
-        let row = find(names[at]).ok_or_else(|| {
+        let name = names[at];
+        if names[..at].contains(&name) {
+            at += 1;
+            continue;
+        }
+        let row = find(name).ok_or_else(|| {
             let all: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
-            format!("there is no row '{}': {}", names[at], all.join(", "))
+            format!("there is no row '{name}': {}", all.join(", "))
         })?;
         names.extend(row.needs);
+        // The next round makes the same files.
+        names.extend((row.phase == "small-create").then_some("small-unlink"));
         at += 1;
     }
     Ok(ROWS.iter().filter(|row| names.contains(&row.name)).collect())
@@ -313,6 +334,9 @@ mod tests {
         let names: Vec<&str> =
             chosen(&["prestage".to_owned()]).unwrap().iter().map(|row| row.name).collect();
         assert_eq!(names, ["seq-write", "sync", "prestage"]);
+        let names: Vec<&str> =
+            chosen(&["small-stat".to_owned()]).unwrap().iter().map(|row| row.name).collect();
+        assert_eq!(names, ["small-create", "small-stat", "small-unlink"]);
         assert!(chosen(&["nothing".to_owned()]).is_err());
         for (i, row) in ROWS.iter().enumerate() {
             let before = |name| ROWS[..i].iter().any(|earlier| earlier.name == name);

@@ -3,21 +3,23 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::cluster::Geometry;
 use super::floor_run::Floor;
 use super::goals::{self, OURS};
 use super::load::Loader;
 use super::options::Options;
 use super::place::Place;
-use super::report::{Run, devices, json, summaries};
+use super::profile::Profile;
+use super::report::{Run, devices, json, small_files, summaries};
 use super::rounds::Runner;
 use super::shares::Machine;
 use super::statistic::Samples;
 use super::systems::{self, FLOOR};
-use super::{clock, plot, rows, table, tell};
+use super::{clock, instructions, plot, rows, table, tell};
 
 /// Time for the rounds of the quick form.
-const QUICK: Duration = Duration::from_secs(220);
+const QUICK: Duration = Duration::from_secs(180);
+/// Times that a row is repeated to see whether memory grows.
+const REPEATS: u64 = 4;
 
 /// Does what the command line says.
 ///
@@ -26,9 +28,14 @@ const QUICK: Duration = Duration::from_secs(220);
 /// is missed. All processes are ended and all files removed in any case.
 pub fn run(options: &Options) -> Result<(), String> {
     clock::watch_signals();
+    let options = &options.narrowed();
     let chosen = rows::chosen(&options.only)?;
     let programs = programs(options)?;
     let directory = options.directory.clone().unwrap_or_else(|| beside(&programs));
+    if options.instructions {
+        let place = Place::make(&directory)?;
+        return instructions::run(options, &place, &programs, &library(options, &programs)?);
+    }
     let size = systems::size(options, &directory)?;
     let place = Place::make(&directory)?;
     tell::progress(&format!(
@@ -64,8 +71,13 @@ pub fn run(options: &Options) -> Result<(), String> {
         );
         runner.notes.push(note);
     }
+    if let Some(row) = &options.profile {
+        runner.profile = Some(Profile::new(row, &place.path)?).into();
+    }
     runner.prepare(&chosen)?;
-    let measured = rounds(options, &mut runner, &chosen);
+    let measured = rounds(options, &mut runner, &chosen)
+        .and_then(|()| memory(options, &mut runner, &chosen))
+        .and_then(|()| slow(options, &mut runner, &chosen, (&place, &programs)));
     if let Err(error) = &measured {
         runner.notes.push(format!("not all was measured: {error}"));
     }
@@ -95,22 +107,48 @@ fn rounds(
     Ok(())
 }
 
+/// How memory grows, where there were too few rounds to tell.
+fn memory(
+    options: &Options,
+    runner: &mut Runner<'_>,
+    chosen: &[&'static rows::Row],
+) -> Result<(), String> {
+    let wanted = options.quick && options.only.is_empty() && !chosen.is_empty();
+    if wanted { runner.repeat(REPEATS) } else { Ok(()) }
+}
+
+/// What a slow server does to writes.
+fn slow(
+    options: &Options,
+    runner: &mut Runner<'_>,
+    chosen: &[&'static rows::Row],
+    (place, programs): (&Place, &Path),
+) -> Result<(), String> {
+    let wanted = systems::SLOW_SYSTEMS.iter().any(|name| options.wants(name));
+    if !wanted || !chosen.iter().any(|row| row.phase == "stream-write") {
+        return Ok(());
+    }
+    let size = runner.size;
+    runner.exchange(|| systems::start_slow(options, place, programs, size))?;
+    (0..options.rounds()).try_for_each(|round| runner.slow_round(round, chosen))
+}
+
 fn tell(
     options: &Options,
     runner: &Runner<'_>,
     chosen: &[&'static rows::Row],
 ) -> Result<(), String> {
-    let machine =
-        Machine { samples: Samples(&runner.samples), limits: &runner.limits, cores: cores() };
-    let mut names: Vec<(String, Option<Geometry>)> = Vec::new();
-    if runner.floor.is_some() {
-        names.push((FLOOR.to_owned(), None));
-    }
-    names.extend(runner.systems.all.iter().map(|s| (s.name.clone(), s.geometry())));
-    let summaries = summaries(chosen, &names, &machine);
+    let machine = Machine {
+        samples: Samples(&runner.samples),
+        repeats: Samples(&runner.repeats),
+        limits: &runner.limits,
+        cores: cores(),
+    };
+    let summaries = summaries(chosen, &runner.names, &machine);
     let goals = goals::goals(&machine);
     tell::out(&format!("{}\n{}", table::rows(&summaries), table::limits(&runner.limits)));
-    tell::out(&format!("{}\n{}", devices(&machine, OURS, chosen), table::goals(&goals)));
+    tell::out(&devices(&machine, OURS, chosen));
+    tell::out(&format!("{}\n{}", small_files(&machine, OURS), table::goals(&goals)));
     for (system, why) in &runner.systems.missing {
         tell::out(&format!("{system}: {why}"));
     }
@@ -132,7 +170,9 @@ fn tell(
         let text = format!("{:#}\n", json(&about, &machine, &summaries, &goals));
         write(path, &text)?;
     }
-    if let Some(path) = &options.svg {
+    if let Some((profile, path)) = runner.profile.borrow().as_ref().zip(options.svg.as_ref()) {
+        write(path, &profile.svg()?)?;
+    } else if let Some(path) = &options.svg {
         let cores = machine.cores;
         let title = format!("Burstbay on one machine of {cores} cores: clients, servers and disk");
         write(path, &plot::svg(&title, &summaries))?;

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::load::Work;
 use super::process::{Counters, Disk};
 use super::rows::{Row, Unit};
+use super::stores::{self, Store};
 
 /// What was measured, or why it was not.
 #[derive(Clone, Debug)]
@@ -21,8 +22,13 @@ pub struct Sample {
     pub servers: Vec<(String, Counters)>,
     /// And for the disk.
     pub disk: Disk,
+    /// And what they say of each of their devices and logs.
+    pub stores: Vec<Store>,
     /// What the cluster said of itself before and after.
     pub placed: Option<Placed>,
+    /// Calls on the backing file system by the servers, and the time of these in microseconds, each
+    /// by itself.
+    pub bfs: Option<(i64, i64)>,
     /// It failed.
     pub error: Option<String>,
     /// Why its figure cannot be believed.
@@ -46,6 +52,10 @@ pub struct Placed {
     pub log_used_bytes: i64,
     /// Fragments, each counted once.
     pub fragments: i64,
+    /// Calls on the backing file system.
+    pub bfs_calls: i64,
+    /// Time of these, each by itself.
+    pub bfs_us: i64,
 }
 
 impl Placed {
@@ -62,6 +72,8 @@ impl Placed {
         for node in list(&status["nodes"]) {
             sum.metadata_bytes += number(&node["metadata_bytes"]);
             sum.log_used_bytes += number(&node["log_used_bytes"]);
+            sum.bfs_calls += number(&node["bfs_calls"]);
+            sum.bfs_us += number(&node["bfs_us"]);
             for device in list(&node["devices"]) {
                 sum.used_bytes += number(&device["used_bytes"]);
                 sum.blocks += number(&device["blocks"]);
@@ -80,6 +92,8 @@ impl Placed {
             metadata_bytes: self.metadata_bytes - before.metadata_bytes,
             log_used_bytes: self.log_used_bytes - before.log_used_bytes,
             fragments: self.fragments - before.fragments,
+            bfs_calls: self.bfs_calls - before.bfs_calls,
+            bfs_us: self.bfs_us - before.bfs_us,
         }
     }
 }
@@ -142,6 +156,7 @@ impl Sample {
             },
             "clients": { "cpu_seconds": self.work.cpu_seconds, "peak_kib": self.work.peak_kib },
             "servers": servers,
+            "stores": stores::json(&self.stores),
             "disk": {
                 "write_bytes": self.disk.write_bytes, "read_bytes": self.disk.read_bytes,
                 "flushes": self.disk.flushes,
@@ -151,6 +166,7 @@ impl Sample {
                 "metadata_bytes": p.metadata_bytes, "log_used_bytes": p.log_used_bytes,
                 "fragments": p.fragments,
             })),
+            "bfs": self.bfs.map(|(calls, us)| json!({ "calls": calls, "us": us })),
             "error": self.error, "dishonest": self.dishonest,
         })
     }

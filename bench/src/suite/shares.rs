@@ -23,6 +23,8 @@ pub struct Share {
 pub struct Machine<'a> {
     /// Samples of all systems.
     pub samples: Samples<'a>,
+    /// The same rows again and again.
+    pub repeats: Samples<'a>,
     /// Of each round.
     pub limits: &'a [Limits],
     /// Cores that all processes share.

@@ -87,7 +87,9 @@ mod tests {
             work,
             servers: Vec::new(),
             disk: Disk::default(),
+            stores: Vec::new(),
             placed: None,
+            bfs: None,
             error: None,
             dishonest: Vec::new(),
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::cluster::{Cluster, Geometry};
 use super::gluster::Gluster;
 use super::rows::{Row, Who};
+use super::systems::SLOW_SYSTEMS;
 
 /// What a system is made of.
 pub enum Kind {
@@ -35,6 +36,7 @@ impl System {
             Who::All => true,
             Who::Files => !matches!(self.kind, Kind::Direct),
             Who::Burstbay => self.geometry().is_some(),
+            Who::Slow => SLOW_SYSTEMS.contains(&self.name.as_str()),
             Who::Parity => self.geometry().is_some_and(|geometry| geometry.parity > 0),
         }
     }

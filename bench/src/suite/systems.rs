@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::cluster::{Cluster, Geometry, Shape};
+use super::cluster::{ALIKE, Cluster, Geometry, Shape, Slower};
 use super::gluster::{Gluster, Missing};
 use super::options::Options;
 use super::place::{Place, free_bytes};
@@ -23,6 +23,17 @@ pub const EXT4: &str = "ext4";
 /// Of GlusterFS.
 pub const GLUSTER: &str = "gluster-2+1";
 
+/// Four servers, of which one has devices that are ten times slower, ...
+pub const SLOW: &str = "slow-2+1";
+/// ... or devices and log, ...
+pub const SLOW_LOG: &str = "slow-log-2+1";
+/// ... and what three servers give, which the other three of those are.
+pub const THREE: &str = "three-2+1";
+/// All of them: measured after the others, by themselves.
+pub const SLOW_SYSTEMS: [&str; 3] = [THREE, SLOW, SLOW_LOG];
+/// How many times slower.
+const TIMES: u64 = 10;
+
 /// Beside the large rows: random writes, small files, small clusters' lower bounds.
 const EXTRA_BYTES: u64 = 128 << 20;
 
@@ -35,7 +46,19 @@ pub struct Systems {
 }
 
 fn shape(options: &Options, servers: u64, geometry: Geometry, size: u64) -> Shape {
-    Shape { servers, geometry, user_bytes: size + EXTRA_BYTES, log_bytes: options.log_bytes() }
+    let (user_bytes, log_bytes) = (size + EXTRA_BYTES, options.log_bytes());
+    Shape { servers, geometry, user_bytes, log_bytes, slower: ALIKE }
+}
+
+fn slow_shape(options: &Options, name: &str, size: u64) -> Shape {
+    let geometry = Geometry { data: 2, parity: 1 };
+    let servers = if name == THREE { 3 } else { 4 };
+    let slower = match name {
+        THREE => ALIKE,
+        SLOW => Slower { devices: TIMES, log: 1 },
+        _ => Slower { devices: TIMES, log: TIMES },
+    };
+    Shape { slower, ..shape(options, servers, geometry, size) }
 }
 
 /// On the disk, for large rows of that size.
@@ -49,7 +72,9 @@ fn disk_bytes(options: &Options, size: u64) -> u64 {
     for (name, halves) in [(DIRECT, 2), (EXT4, 2), (FLOOR, 3), (GLUSTER, 3)] {
         sum += u64::from(options.wants(name)) * (halves * size / 2 + EXTRA_BYTES);
     }
-    sum
+    // When these come, the others' clusters are gone.
+    let slow = SLOW_SYSTEMS.iter().filter(|name| options.wants(name));
+    sum.max(slow.map(|name| slow_shape(options, name, size).disk_bytes()).sum())
 }
 
 /// Bytes of a large row: what is wanted, or the most that leaves the reserve.
@@ -92,13 +117,8 @@ pub fn start(
     }
     for (name, servers, geometry) in CLUSTERS {
         if options.wants(name) {
-            super::tell::progress(&format!("bench: {name}: format and start {servers} servers"));
             let shape = shape(options, servers, geometry, size);
-            let cluster = Cluster::start(place, programs, name, shape)
-                .map_err(|error| format!("{name}: {error}"))?;
-            let path = cluster.work.clone();
-            let kind = Kind::Burstbay(Box::new(cluster));
-            systems.all.push(System { name: name.to_owned(), path, kind });
+            systems.all.push(start_cluster(place, programs, name, shape)?);
         }
     }
     if options.wants(GLUSTER) {
@@ -119,4 +139,34 @@ pub fn start(
         }
     }
     Ok(systems)
+}
+
+fn start_cluster(
+    place: &Place,
+    programs: &Path,
+    name: &str,
+    shape: Shape,
+) -> Result<System, String> {
+    let servers = shape.servers;
+    super::tell::progress(&format!("bench: {name}: format and start {servers} servers"));
+    let cluster =
+        Cluster::start(place, programs, name, shape).map_err(|error| format!("{name}: {error}"))?;
+    let path = cluster.work.clone();
+    let kind = Kind::Burstbay(Box::new(cluster));
+    Ok(System { name: name.to_owned(), path, kind })
+}
+
+/// Starts those of [`SLOW_SYSTEMS`] that are wanted.
+///
+/// # Errors
+/// One does not start.
+pub fn start_slow(
+    options: &Options,
+    place: &Place,
+    programs: &Path,
+    size: u64,
+) -> Result<Systems, String> {
+    let wanted = SLOW_SYSTEMS.into_iter().filter(|name| options.wants(name));
+    let start = |name| start_cluster(place, programs, name, slow_shape(options, name, size));
+    Ok(Systems { all: wanted.map(start).collect::<Result<_, _>>()?, missing: Vec::new() })
 }
