@@ -1,127 +1,339 @@
-//! Read-ahead: in the order of the file, and in the order of writing inside a group.
+//! Read-ahead: in the order of the file, at even distances in it, and in the order of writing.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 
 use bb_pgio::ReadOptions;
-use bb_proto::Capability;
+use bb_proto::{Capability, PgBody, PgId};
+use futures_util::future::join;
 use futures_util::{StreamExt, stream};
 
-use crate::cache::SEGMENT_BYTES;
+use crate::cache::{Cached, Key, SEGMENT_BYTES};
 use crate::client::Inner;
 use crate::file::File;
 use crate::maps::Granted;
-use crate::reader::{Plan, Source, index};
+use crate::node::Node;
+use crate::reader::{Plan, Source, index, segments};
 
-/// First window of read-ahead, in bytes; doubles with each sequential read.
+/// First window of read-ahead, in bytes; doubles with each turn.
 const AHEAD_BYTES_MIN: u64 = 1 << 20;
-/// Segments that read-ahead fetches at a time.
+/// First window in the order of writing: who reads by chance in that order twice loses little.
+const GROUP_BYTES_MIN: u64 = SEGMENT_BYTES as u64;
+/// Pieces that read-ahead fetches at a time.
 const AHEAD_PARALLEL: usize = 8;
+/// Reads that one turn looks ahead at the most: at large distances each needs a page of the map.
+const STRIDES_MAX: u64 = 512;
+
+/// How a read follows the ones before it, and so how its bytes are best fetched. In any order, what
+/// is on its way in whole segments is waited for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Order {
+    /// Not at all: what was asked for, and nothing is kept.
+    None,
+    /// At an even distance: what was asked for, which may be on its way.
+    Strided,
+    /// What lies beside it will be asked for as well: in whole segments.
+    Sequential,
+}
 
 /// What an open file's last reads say about the next.
 #[derive(Default)]
 pub(crate) struct ReadAhead {
-    /// Where the last read ended, in the file.
-    next: u64,
-    /// Where it ended in its group: a reader that follows the order of writing.
-    group: Option<(bb_proto::PgId, u64)>,
+    last: Range<u64>,
+    /// Distance between the starts of the last two reads, and whether those before had it too.
+    stride: u64,
+    even: bool,
     window: u64,
-    /// Fetched or under way up to here.
+    /// Fetched or under way is what begins below.
     done: u64,
     running: bool,
+    /// What lies at even distances in the file lies side by side in its groups.
+    packed: bool,
+    writing: Writing,
+}
+
+/// A reader that follows the order of writing, which is that of bytes in groups.
+#[derive(Default)]
+struct Writing {
+    /// Where the last read ended, and whether its group ends there.
+    at: Option<(PgId, u64, bool)>,
+    window: u64,
+}
+
+impl ReadAhead {
+    /// Takes note of a read; what to fetch ahead of the next ones, as ranges of the file.
+    fn follow(&mut self, range: &Range<u64>, size: u64, most: u64) -> (Order, Vec<Range<u64>>) {
+        let last = std::mem::replace(&mut self.last, range.clone());
+        let from_start = range.start == 0 && range.end >= AHEAD_BYTES_MIN.min(size);
+        if (range.start == last.end && range.start > 0) || from_start {
+            if std::mem::take(&mut self.even) {
+                (self.window, self.done) = (0, 0);
+            }
+            return (Order::Sequential, self.contiguous(range, size, most));
+        }
+        let len = range.end - range.start;
+        let stride = range.start.saturating_sub(last.start);
+        if stride > len && stride == self.stride && last.end - last.start == len {
+            self.even = true;
+        } else {
+            (self.stride, self.even, self.packed) = (stride, false, false);
+            (self.window, self.done) = (0, range.end);
+            return (Order::None, Vec::new());
+        }
+        let order = if self.packed { Order::Sequential } else { Order::Strided };
+        (order, self.strided(range, size, most))
+    }
+
+    /// Twice as far as the last time.
+    fn widen(&mut self, most: u64) {
+        self.window = (self.window * 2).clamp(AHEAD_BYTES_MIN, most.max(AHEAD_BYTES_MIN));
+    }
+
+    /// What comes behind `range`. Not for less than half a window: few large turns instead of many
+    /// small ones.
+    fn contiguous(&mut self, range: &Range<u64>, size: u64, most: u64) -> Vec<Range<u64>> {
+        self.widen(most);
+        let from = self.done.max(range.end);
+        let to = size.min(range.end + self.window);
+        if self.running || from + self.window / 2 > to {
+            return Vec::new();
+        }
+        self.done = to;
+        std::iter::once(from..to).collect()
+    }
+
+    /// The next reads at the same distance, as many as fill the window.
+    fn strided(&mut self, range: &Range<u64>, size: u64, most: u64) -> Vec<Range<u64>> {
+        if self.running {
+            return Vec::new();
+        }
+        let (len, stride) = (range.end - range.start, self.stride);
+        let window = self.window.clamp(AHEAD_BYTES_MIN, most.max(AHEAD_BYTES_MIN));
+        let reads = (window / len).clamp(1, STRIDES_MAX);
+        let ahead = self.done.saturating_sub(range.end).div_ceil(stride);
+        if ahead > reads / 2 {
+            return Vec::new();
+        }
+        self.widen(most);
+        let starts = (ahead + 1..=reads).map(|n| range.start.saturating_add(n * stride));
+        let wanted: Vec<_> = starts
+            .take_while(|start| *start < size)
+            .map(|start| start..size.min(start + len))
+            .collect();
+        self.done = wanted.last().map_or(self.done, |last| last.end);
+        wanted
+    }
 }
 
 impl Inner {
-    /// True if this read follows the last one; starts to read ahead then. Without read-ahead no read
-    /// fetches more than it was asked for.
-    pub fn follow(self: &Rc<Self>, file: &File, range: &Range<u64>) -> bool {
-        if self.options.read_ahead_bytes == 0 {
-            return false;
+    /// How this read follows the last ones; starts to read ahead of the next. Without read-ahead no
+    /// read fetches more than it was asked for.
+    pub fn follow(self: &Rc<Self>, file: &File, range: &Range<u64>) -> Order {
+        let most = self.options.read_ahead_bytes;
+        if most == 0 || range.is_empty() {
+            return Order::None;
         }
-        let size = file.node.size();
         let mut ahead = file.ahead().borrow_mut();
-        let follows = range.start == ahead.next && range.start > 0
-            || range.start == 0 && range.end >= AHEAD_BYTES_MIN.min(size);
-        ahead.next = range.end;
-        if !follows {
-            ahead.window = 0;
-            ahead.done = range.end;
-            return false;
-        }
-        ahead.window = (ahead.window * 2)
-            .clamp(AHEAD_BYTES_MIN, self.options.read_ahead_bytes.max(AHEAD_BYTES_MIN));
-        let from = ahead.done.max(range.end);
-        let to = size.min(range.end + ahead.window);
-        // Not for less than half a window: few large turns instead of many small ones.
-        if !ahead.running && from + ahead.window / 2 <= to {
-            ahead.done = to;
+        let (order, wanted) = ahead.follow(range, file.node.size(), most);
+        if !wanted.is_empty() {
             ahead.running = true;
-            self.start_ahead(file, from..to);
+            self.start_ahead(file, wanted);
         }
-        true
+        order
     }
 
-    /// A reader that follows the order of writing inside a group is sequential for that group.
-    pub fn follow_group(self: &Rc<Self>, file: &File, plans: &[Plan]) {
-        let [Plan { range, source: Source::Group { descriptor, pg_offset } }] = plans else {
-            return;
-        };
-        let end = *pg_offset as u64 + (range.end - range.start);
+    /// Reads ahead of one that follows the order of writing: the rest of its group, and then the
+    /// session's next one.
+    pub fn follow_writing(self: &Rc<Self>, file: &File, plans: &[Plan]) {
+        let (Some(first), Some(last)) = (plans.first(), plans.last()) else { return };
+        let (Some(first), Some(last)) = (Place::of(first), Place::of(last)) else { return };
+        let most = self.options.read_ahead_bytes;
         let mut ahead = file.ahead().borrow_mut();
-        let follows = ahead.group == Some((descriptor.pg, *pg_offset as u64));
-        ahead.group = Some((descriptor.pg, end));
-        drop(ahead);
-        if follows && self.options.read_ahead_bytes > 0 && end < descriptor.data_bytes() {
-            let (inner, descriptor) = (self.clone(), descriptor.clone());
-            let capability = self.capability_of(&file.node, &file.opened.capability.get());
-            let segment = u32::try_from(index(end) / SEGMENT_BYTES).unwrap_or(u32::MAX);
-            if self.cache.peek((descriptor.pg, segment)).is_none() {
-                self.link.count(|counters| counters.read_ahead += 1);
-                self.rt().spawn(async move {
-                    // Who reads it meets its errors.
-                    let options = ReadOptions::default();
-                    let capability = descriptor.capability(&capability);
-                    let _ = inner.segment(&capability, &descriptor, segment, options).await;
-                });
-            }
+        let writing = &mut ahead.writing;
+        let ends = last.end == last.group.data_bytes();
+        let before = writing.at.replace((last.group.pg, last.end, ends));
+        let follows = before.is_some_and(|(pg, end, ended)| {
+            (pg, end) == (first.group.pg, first.from)
+                || ended && first.from == 0 && is_later(first.group.pg, pg)
+        });
+        if !follows || most == 0 {
+            writing.window = 0;
+            return;
         }
+        let segment = |at: u64| at / SEGMENT_BYTES as u64;
+        if writing.window > 0 && segment(last.end) == segment(first.from) {
+            return;
+        }
+        writing.window = (writing.window * 2).clamp(GROUP_BYTES_MIN, most.max(GROUP_BYTES_MIN));
+        let end = last.end + writing.window;
+        drop(ahead);
+        let mut pieces = Vec::new();
+        let mut want = |group: &Rc<Granted>, range: Range<u64>| {
+            let len = index(range.end.saturating_sub(range.start));
+            let keys = segments(group, index(range.start), len);
+            pieces
+                .extend(keys.filter(|key| !self.cache.knows(*key)).map(|key| (group.clone(), key)));
+        };
+        want(last.group, last.end..end.min(last.group.data_bytes()));
+        if end > last.group.data_bytes()
+            && let Some(next) = file.node.maps.borrow().group_after(last.group.pg)
+        {
+            want(&next, 0..(end - last.group.data_bytes()).min(next.data_bytes()));
+        }
+        if pieces.is_empty() {
+            return;
+        }
+        let (inner, capability) = (self.clone(), file.opened.capability.get());
+        let capability = self.capability_of(&file.node, &capability);
+        self.rt().spawn(async move { inner.fetch_pieces(&capability, pieces).await });
     }
 
-    fn start_ahead(self: &Rc<Self>, file: &File, range: Range<u64>) {
+    fn start_ahead(self: &Rc<Self>, file: &File, wanted: Vec<Range<u64>>) {
         let (inner, node) = (self.clone(), file.node.clone());
         let opened = file.opened.clone();
         let ahead = file.ahead().clone();
         self.rt().spawn(async move {
             let capability = inner.capability_of(&node, &opened.capability.get());
-            let mut plans = Vec::new();
-            if inner.plan(&node, &capability, &range, &mut plans).await.is_ok() {
-                inner.fetch_ahead(&capability, &plans).await;
-            }
+            inner.fetch_ahead(&node, &capability, &wanted, &ahead).await;
             ahead.borrow_mut().running = false;
         });
     }
 
-    async fn fetch_ahead(self: &Rc<Self>, capability: &Capability, plans: &[Plan]) {
-        let mut wanted: Vec<(Rc<Granted>, u32)> = Vec::new();
-        for plan in plans {
-            let Source::Group { descriptor, pg_offset } = &plan.source else { continue };
-            let end = pg_offset + index(plan.range.end - plan.range.start);
-            for segment in pg_offset / SEGMENT_BYTES..end.div_ceil(SEGMENT_BYTES) {
-                let segment = u32::try_from(segment).unwrap_or(u32::MAX);
-                let known = |(d, s): &(Rc<Granted>, u32)| d.pg == descriptor.pg && *s == segment;
-                if !wanted.iter().rev().take(64).any(known) {
-                    wanted.push((descriptor.clone(), segment));
-                }
+    /// Fetches ranges of a file: in whole segments where they lie side by side in a group, else
+    /// only themselves.
+    async fn fetch_ahead(
+        self: &Rc<Self>,
+        node: &Rc<Node>,
+        capability: &Capability,
+        wanted: &[Range<u64>],
+        ahead: &std::cell::RefCell<ReadAhead>,
+    ) {
+        let mut plans = Vec::new();
+        for range in wanted {
+            if self.plan(node, capability, range, &mut plans).await.is_err() {
+                // Who reads it meets its errors.
+                break;
             }
         }
-        self.link.count(|counters| counters.read_ahead += wanted.len() as u64);
-        stream::iter(wanted)
-            .for_each_concurrent(AHEAD_PARALLEL, |(descriptor, segment)| async move {
+        let packed = wanted.len() == 1 || are_packed(&plans);
+        ahead.borrow_mut().packed = packed && wanted.len() > 1;
+        let mut keys = BTreeSet::new();
+        let mut wanted = Vec::new();
+        for plan in &plans {
+            let Source::Group { descriptor, pg_offset } = &plan.source else { continue };
+            let len = index(plan.range.end - plan.range.start);
+            let mut want = |key| {
+                if keys.insert(key) {
+                    wanted.push((descriptor.clone(), key));
+                }
+            };
+            if packed {
+                segments(descriptor, *pg_offset, len).for_each(want);
+            } else {
+                want(Key::new(descriptor.pg, *pg_offset, len));
+            }
+        }
+        if packed {
+            self.fetch_pieces(capability, wanted).await;
+        } else {
+            self.fetch_scattered(capability, wanted).await;
+        }
+    }
+
+    /// Pieces that lie apart, in a request for each block.
+    async fn fetch_scattered(
+        self: &Rc<Self>,
+        capability: &Capability,
+        wanted: Vec<(Rc<Granted>, Key)>,
+    ) {
+        let mut blocks: BTreeMap<(PgId, usize), (Rc<Granted>, Vec<Key>)> = BTreeMap::new();
+        let mut others = Vec::new();
+        for (descriptor, key) in wanted {
+            match block_of(&descriptor, key) {
+                Some(block) => {
+                    let (_, keys) =
+                        blocks.entry((descriptor.pg, block)).or_insert((descriptor, Vec::new()));
+                    keys.push(key);
+                }
+                // In two blocks, or in none.
+                None => others.push((descriptor, key)),
+            }
+        }
+        self.link.count(|counters| {
+            counters.read_ahead += blocks.values().map(|(_, keys)| keys.len() as u64).sum::<u64>();
+        });
+        let in_blocks = stream::iter(blocks.into_values()).for_each_concurrent(
+            AHEAD_PARALLEL,
+            |(descriptor, mut keys)| async move {
+                keys.sort_by_key(Key::from);
+                let get = |key: Key| match self.cache.get(key) {
+                    Cached::Fetch(fetching) => Some((key.range(), fetching)),
+                    Cached::Here(_) | Cached::Coming(_) => None,
+                };
+                let (ranges, fetching): (Vec<_>, Vec<_>) = keys.into_iter().filter_map(get).unzip();
+                let capability = descriptor.capability(capability);
+                let got = self.io.fetch_scattered(&capability, &descriptor, &ranges).await;
+                // Where nothing came, who reads it asks for it again.
+                for (fetching, piece) in fetching.into_iter().zip(got.into_iter().flatten()) {
+                    let bytes = piece.bytes.len() as u64;
+                    fetching.done_with_share(&Rc::new(vec![piece]), bytes);
+                }
+            },
+        );
+        join(in_blocks, self.fetch_pieces(capability, others)).await;
+    }
+
+    async fn fetch_pieces(
+        self: &Rc<Self>,
+        capability: &Capability,
+        pieces: Vec<(Rc<Granted>, Key)>,
+    ) {
+        self.link.count(|counters| counters.read_ahead += pieces.len() as u64);
+        stream::iter(pieces)
+            .for_each_concurrent(AHEAD_PARALLEL, |(descriptor, key)| async move {
                 // Who reads it meets its errors.
                 let options = ReadOptions::default();
                 let capability = descriptor.capability(capability);
-                let _ = self.segment(&capability, &descriptor, segment, options).await;
+                let _ = self.kept(&capability, &descriptor, key, options).await;
             })
             .await;
     }
+}
+
+/// The data block that a piece lies in, if it is one.
+fn block_of(descriptor: &Granted, key: Key) -> Option<usize> {
+    let PgBody::Blocks { block_log2, .. } = &descriptor.body else { return None };
+    let range = key.range();
+    let block = range.start.checked_shr(u32::from(*block_log2))?;
+    (block == (range.end - 1).checked_shr(u32::from(*block_log2))?).then_some(block)
+}
+
+/// Where a piece lies in its group.
+struct Place<'a> {
+    group: &'a Rc<Granted>,
+    from: u64,
+    end: u64,
+}
+
+impl<'a> Place<'a> {
+    fn of(plan: &'a Plan) -> Option<Self> {
+        let Source::Group { descriptor: group, pg_offset } = &plan.source else { return None };
+        let from = *pg_offset as u64;
+        Some(Self { group, from, end: from + (plan.range.end - plan.range.start) })
+    }
+}
+
+/// True if `pg` was sealed after `before` by the same session.
+fn is_later(pg: PgId, before: PgId) -> bool {
+    pg.session == before.session && pg.sequence > before.sequence
+}
+
+/// True if most of these pieces continue the one before them in its group.
+fn are_packed(plans: &[Plan]) -> bool {
+    let continues = |pair: &&[Plan]| match (Place::of(&pair[0]), Place::of(&pair[1])) {
+        (Some(one), Some(other)) => one.group.pg == other.group.pg && one.end == other.from,
+        _ => false,
+    };
+    plans.windows(2).filter(continues).count() * 2 > plans.len()
 }

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 
 use bb_pgio::Piece;
@@ -14,7 +15,41 @@ use bb_runtime::sync::Notify;
 pub(crate) const SEGMENT_BYTES: usize = 256 << 10;
 
 /// A piece of a group.
-pub(crate) type Key = (PgId, u32);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Key {
+    pg: PgId,
+    from: u32,
+    len: u32,
+}
+
+impl Key {
+    /// `len` bytes from `from` of the group's data. No group is as large as a `u32` can say.
+    pub fn new(pg: PgId, from: usize, len: usize) -> Self {
+        let small = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        Self { pg, from: small(from), len: small(len) }
+    }
+
+    /// The segment that `at` lies in, of a group with `data_bytes`.
+    pub fn segment(pg: PgId, at: usize, data_bytes: usize) -> Self {
+        let from = at - at % SEGMENT_BYTES;
+        Self::new(pg, from, SEGMENT_BYTES.min(data_bytes.saturating_sub(from)))
+    }
+
+    /// Where in the group's data, in bytes.
+    pub const fn from(&self) -> usize {
+        self.from as usize
+    }
+
+    /// Bytes.
+    pub const fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// The same as a range.
+    pub const fn range(&self) -> Range<usize> {
+        self.from()..self.from() + self.len()
+    }
+}
 
 /// What is known of a piece.
 pub(crate) enum Cached {
@@ -83,6 +118,11 @@ impl PgCache {
         }
     }
 
+    /// True if the piece is here or on its way.
+    pub fn knows(&self, key: Key) -> bool {
+        self.entries.borrow().contains_key(&key)
+    }
+
     /// The piece, or who fetches it.
     pub fn get(self: &Rc<Self>, key: Key) -> Cached {
         if let Some(pieces) = self.peek(key) {
@@ -115,11 +155,16 @@ impl Fetching {
     /// It is here. It is not kept while somebody waits for memory, who has seen everything go that
     /// was kept before: nobody would give it up again for them.
     pub fn done(self, pieces: &Rc<Vec<Piece>>) {
+        let bytes = pieces.iter().map(|p| p.bytes.slab_bytes() as u64).sum();
+        self.done_with_share(pieces, bytes);
+    }
+
+    /// The same for pieces that take `bytes` of memory, as their share of what they lie in.
+    pub fn done_with_share(self, pieces: &Rc<Vec<Piece>>, bytes: u64) {
         let cache = self.cache.clone();
         if cache.pool.is_waited_for() {
             return;
         }
-        let bytes: u64 = pieces.iter().map(|p| p.bytes.slab_bytes() as u64).sum();
         while cache.used_bytes.get() + bytes > cache.limit_bytes && cache.evict() {}
         if bytes > cache.limit_bytes {
             return;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bb_proto::{Capability, Fragment, PgDescriptor};
+use bb_proto::{Capability, Fragment, PgDescriptor, PgId};
 use bb_runtime::Instant;
 
 /// A map is fetched for aligned pieces of a file of this size: a sequential reader asks once per
@@ -73,6 +73,15 @@ impl MapPages {
             self.pages.pop_first();
         }
         self.pages.insert(page.range.start, page.clone());
+    }
+
+    /// The group that the same session wrote next, as far as these pages name it.
+    pub fn group_after(&self, pg: PgId) -> Option<Rc<Granted>> {
+        let groups = self.pages.values().flat_map(|page| &page.fragments).map(|(_, group)| group);
+        let later = |group: &&Rc<Granted>| {
+            group.pg.session == pg.session && group.pg.sequence > pg.sequence
+        };
+        groups.filter(later).min_by_key(|group| group.pg.sequence).cloned()
     }
 
     /// Forgets everything.

@@ -14,7 +14,8 @@ use bb_proto::{
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use crate::cache::{Cached, SEGMENT_BYTES};
+use crate::ahead::Order;
+use crate::cache::{Cached, Key, SEGMENT_BYTES};
 use crate::client::Inner;
 use crate::error::{Error, Result};
 use crate::file::File;
@@ -60,7 +61,7 @@ impl Inner {
         out: &mut [u8],
     ) -> Result<()> {
         let node = &file.node;
-        let sequential = self.follow(file, &range);
+        let order = self.follow(file, &range);
         // First: what leaves the overlay later is in a map that is fetched later.
         let mut holes = node.overlay(&range, out);
         let mut confirm = None;
@@ -69,8 +70,10 @@ impl Inner {
             for hole in &holes {
                 self.plan(node, &file.opened.capability.get(), hole, &mut plans).await?;
             }
-            self.follow_group(file, &plans);
-            match self.fetch_all(file, &plans, &range, out, sequential, confirm.as_ref()).await {
+            if order == Order::None {
+                self.follow_writing(file, &plans);
+            }
+            match self.fetch_all(file, &plans, &range, out, order, confirm.as_ref()).await {
                 Ok(()) => return Ok(()),
                 Err(Failed::Stale(descriptor)) => {
                     node.maps.borrow_mut().forget();
@@ -187,7 +190,7 @@ impl Inner {
         plans: &[Plan],
         range: &Range<u64>,
         out: &mut [u8],
-        sequential: bool,
+        order: Order,
         confirmed: Option<&PgDescriptor>,
     ) -> std::result::Result<(), Failed> {
         // Several pieces of one group, as of a file in small writes, come in whole segments: once.
@@ -202,10 +205,10 @@ impl Inner {
             Source::Backing | Source::Zeros => false,
         };
         let get = |plan| {
-            let whole = sequential || many(plan);
+            let order = if many(plan) { Order::Sequential } else { order };
             async move {
                 let permit = self.reading.acquire(self.share_of(plan)).await;
-                (plan, permit, self.fetch_one(file, plan, whole, confirmed).await)
+                (plan, permit, self.fetch_one(file, plan, order, confirmed).await)
             }
         };
         let mut gets: FuturesUnordered<_> = plans.iter().map(get).collect();
@@ -239,7 +242,7 @@ impl Inner {
         self: &Rc<Self>,
         file: &File,
         plan: &Plan,
-        whole: bool,
+        order: Order,
         confirmed: Option<&PgDescriptor>,
     ) -> std::result::Result<Got, Failed> {
         let len = index(plan.range.end - plan.range.start);
@@ -252,9 +255,10 @@ impl Inner {
                 let capability = self.capability_of(&file.node, &file.opened.capability.get());
                 let capability = descriptor.capability(&capability);
                 let descriptor = trusted.unwrap_or(&descriptor.descriptor);
-                let whole = whole || descriptor.data_bytes() <= WHOLE_BYTES_MAX;
+                let small = descriptor.data_bytes() <= WHOLE_BYTES_MAX;
+                let order = if small { Order::Sequential } else { order };
                 let pieces = self
-                    .group(&capability, descriptor, *pg_offset, len, options, whole)
+                    .group(&capability, descriptor, *pg_offset, len, options, order)
                     .await
                     .map_err(|error| Failed::of(error, descriptor, capability.session))?;
                 Ok(Got::Pieces(*pg_offset, pieces))
@@ -262,7 +266,7 @@ impl Inner {
         }
     }
 
-    /// Bytes of a group: from the cache, else fetched; in whole segments where `whole`.
+    /// Bytes of a group: from the cache, else fetched, as the order of reads wants it.
     async fn group(
         self: &Rc<Self>,
         capability: &Capability,
@@ -270,48 +274,49 @@ impl Inner {
         pg_offset: usize,
         len: usize,
         options: ReadOptions,
-        whole: bool,
+        order: Order,
     ) -> std::result::Result<Vec<Piece>, ReadError> {
-        let segments = pg_offset / SEGMENT_BYTES..(pg_offset + len).div_ceil(SEGMENT_BYTES);
-        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let here: Option<Vec<_>> =
-            segments.clone().map(|s| self.cache.peek((descriptor.pg, number(s)))).collect();
+        let segments = segments(descriptor, pg_offset, len);
+        let here: Option<Vec<_>> = segments.clone().map(|key| self.cache.peek(key)).collect();
         if let Some(here) = here {
             return Ok(here.iter().flat_map(|pieces| pieces.iter().cloned()).collect());
         }
-        if !whole {
-            let (pieces, _) =
-                self.io.fetch(capability, descriptor, pg_offset, len, options).await?;
+        let coming = || segments.clone().all(|key| self.cache.knows(key));
+        if order == Order::Sequential || coming() {
+            let get = |key| self.kept(capability, descriptor, key, options);
+            let mut gets: FuturesUnordered<_> = segments.map(get).collect();
+            let mut pieces = Vec::new();
+            while let Some(got) = gets.next().await {
+                pieces.extend(got?.iter().cloned());
+            }
             return Ok(pieces);
         }
-        let mut gets: FuturesUnordered<_> =
-            segments.map(|s| self.segment(capability, descriptor, number(s), options)).collect();
-        let mut pieces = Vec::new();
-        while let Some(got) = gets.next().await {
-            pieces.extend(got?.iter().cloned());
+        let key = Key::new(descriptor.pg, pg_offset, len);
+        if order == Order::Strided {
+            let pieces = self.kept(capability, descriptor, key, options).await?;
+            return Ok(pieces.iter().cloned().collect());
         }
+        let (pieces, _) = self.io.fetch(capability, descriptor, pg_offset, len, options).await?;
         Ok(pieces)
     }
 
-    /// A segment of a group, kept.
-    pub async fn segment(
+    /// A piece of a group: kept, on its way already, or fetched and kept.
+    pub async fn kept(
         self: &Rc<Self>,
         capability: &Capability,
         descriptor: &PgDescriptor,
-        segment: u32,
+        key: Key,
         options: ReadOptions,
     ) -> std::result::Result<Rc<Vec<Piece>>, ReadError> {
         let fetching = loop {
-            match self.cache.get((descriptor.pg, segment)) {
+            match self.cache.get(key) {
                 Cached::Here(pieces) => return Ok(pieces),
                 Cached::Coming(notify) => notify.notified().await,
                 Cached::Fetch(fetching) => break fetching,
             }
         };
-        let from = segment as usize * SEGMENT_BYTES;
-        let to = index(descriptor.data_bytes()).min(from + SEGMENT_BYTES);
         let (pieces, _) =
-            self.io.fetch(capability, descriptor, from, to.saturating_sub(from), options).await?;
+            self.io.fetch(capability, descriptor, key.from(), key.len(), options).await?;
         let pieces = Rc::new(pieces);
         fetching.done(&pieces);
         Ok(pieces)
@@ -368,6 +373,17 @@ impl Inner {
             _ => Ok(None),
         }
     }
+}
+
+/// The segments that hold a range of a group's data.
+pub(crate) fn segments(
+    descriptor: &PgDescriptor,
+    pg_offset: usize,
+    len: usize,
+) -> impl Iterator<Item = Key> + Clone + use<> {
+    let (pg, data_bytes) = (descriptor.pg, index(descriptor.data_bytes()));
+    (pg_offset / SEGMENT_BYTES..(pg_offset + len).div_ceil(SEGMENT_BYTES))
+        .map(move |segment| Key::segment(pg, segment * SEGMENT_BYTES, data_bytes))
 }
 
 /// Why a piece did not come.

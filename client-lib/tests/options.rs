@@ -85,3 +85,63 @@ fn without_read_ahead_each_read_fetches_what_it_was_asked_for_and_nothing_more()
     let (ahead, fewer) = reading_in_order(8 << 20);
     assert!(ahead > 0 && fewer < single / 2, "{ahead} pieces, {fewer} requests");
 }
+
+const RECORD: usize = 47_008;
+const RECORDS: usize = 384;
+
+/// Requests for blocks of a new client that reads records of a file in which two clients wrote every
+/// other one, in this order.
+fn reading_records(order: impl Iterator<Item = usize> + 'static) -> u64 {
+    let executor = Executor::simulated(9);
+    let rt = executor.rt();
+    let fake: Rc<Fake> = Fake::new(&rt);
+    executor.block_on(async move {
+        for writer in 0..2 {
+            let client = fake.client(ClientOptions::default()).await;
+            let file = client.open(b"/f", RDWR_CREATE, 0o644).await.expect("opens");
+            for record in (writer..RECORDS).step_by(2) {
+                let byte = u8::try_from(record % 251).expect("small");
+                let at = (record * RECORD) as u64;
+                assert_eq!(file.pwrite(&[byte; RECORD], at).await.expect("writes"), RECORD);
+            }
+            file.close().await.expect("closes");
+        }
+        let reader = fake.client(ClientOptions::default()).await;
+        let file = reader.open(b"/f", libc::O_RDONLY, 0).await.expect("opens");
+        let mut out = vec![0; RECORD];
+        for record in order {
+            let at = (record * RECORD) as u64;
+            assert_eq!(file.pread(&mut out, at).await.expect("reads"), RECORD);
+            let byte = u8::try_from(record % 251).expect("small");
+            assert!(out.iter().all(|b| *b == byte), "record {record}");
+        }
+        file.close().await.expect("closes");
+        reader.counters().gets
+    })
+}
+
+/// Requests that as many bytes take in segments of 256 KiB, each in one block, and a few for the
+/// first reads, which follow nothing yet.
+const fn in_segments(records: usize) -> u64 {
+    ((records * RECORD).div_ceil(256 << 10) + 16) as u64
+}
+
+#[test]
+fn records_at_an_even_distance_that_one_client_wrote_come_in_whole_segments() {
+    let gets = reading_records((0..RECORDS).step_by(2));
+    assert!(gets <= in_segments(RECORDS / 2), "{gets} requests");
+}
+
+#[test]
+fn records_in_the_order_of_writing_come_in_whole_segments_where_their_distances_are_uneven() {
+    // Now and then one is left out: no distance lasts, and each gap begins anew.
+    let gets = reading_records((0..RECORDS).filter(|record| record % 2 == 0 && record % 7 != 6));
+    assert!(gets <= in_segments(RECORDS / 2) + 64, "{gets} requests");
+}
+
+#[test]
+fn of_records_that_lie_apart_in_their_groups_only_themselves_are_fetched_a_block_at_a_time() {
+    let reads = (RECORDS / 8) as u64;
+    let gets = reading_records((0..RECORDS).step_by(8));
+    assert!(gets <= reads * 3 / 4, "{gets} requests for {reads} reads");
+}

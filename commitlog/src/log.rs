@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::task::Poll;
 
-use bb_nvme::DeviceRef;
+use bb_nvme::{DeviceRef, DeviceStats};
 use bb_runtime::sync::{Notify, Semaphore};
 use bb_runtime::{BufMut, BufPool, Rt};
 
@@ -241,6 +241,11 @@ impl Log {
     /// checkpoint of.
     pub fn oldest(&self) -> Option<(StreamId, Lsn)> {
         self.inner.state.borrow().streams.oldest().map(|(stream, start)| (stream, start.lsn))
+    }
+
+    /// What its device has done since it was opened.
+    pub fn device_stats(&self) -> DeviceStats {
+        self.inner.dev.stats()
     }
 
     /// How full the ring is.

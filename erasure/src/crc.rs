@@ -15,6 +15,40 @@ pub fn crc32c_append(crc: u32, bytes: &[u8]) -> u32 {
     ::crc32c::crc32c_append(crc, bytes)
 }
 
+/// Chunks up to this size are fetched from memory ahead of their turn.
+const AHEAD_BYTES_MAX: usize = 8 << 10;
+const CACHE_LINE_BYTES: usize = 64;
+
+/// CRC32C of each `chunk_bytes` of `bytes`, in order; the last chunk may be short.
+///
+/// # Panics
+/// When `chunk_bytes` is 0.
+pub fn crc32c_chunks(bytes: &[u8], chunk_bytes: usize) -> impl Iterator<Item = u32> + '_ {
+    let mut chunks = bytes.chunks(chunk_bytes).peekable();
+    std::iter::from_fn(move || {
+        let chunk = chunks.next()?;
+        if let Some(next) = chunks.peek() {
+            fetch_ahead(next);
+        }
+        Some(crc32c(chunk))
+    })
+}
+
+/// Asks for memory that is read next. The processor does so by itself only within a page and a
+/// stream that it has seen for a while: of chunks of 4 KiB that are in no cache, it had less than
+/// half as many per second as of chunks of 16 KiB.
+pub(crate) fn fetch_ahead(bytes: &[u8]) {
+    if bytes.len() > AHEAD_BYTES_MAX {
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(CACHE_LINE_BYTES) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint, which faults nowhere; and the address is that of a live slice.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+}
+
 /// CRC32C of A followed by B, from both and the length of B in bytes, without their bytes.
 ///
 /// Appending B shifts A's remainder by B's length: a product with x^(8 * length) modulo the
@@ -89,6 +123,15 @@ mod tests {
             let bytes = &bytes[skip.min(bytes.len())..];
             prop_assert_eq!(crc32c(bytes), reference(bytes));
             prop_assert_eq!(crc32c(bytes), ::crc32c::crc32c(bytes));
+        }
+
+        #[test]
+        fn crcs_of_chunks_are_those_of_each(
+            bytes in proptest::collection::vec(any::<u8>(), 0..5000),
+            chunk_bytes in 1_usize..2000,
+        ) {
+            let each: Vec<u32> = bytes.chunks(chunk_bytes).map(reference).collect();
+            prop_assert_eq!(crc32c_chunks(&bytes, chunk_bytes).collect::<Vec<_>>(), each);
         }
 
         #[test]

@@ -19,7 +19,7 @@ mod rs_simd;
 mod seal;
 
 pub use codec::{Codec, CodecId, LENGTH_UNIT_BYTES, codec, default_codec};
-pub use crc::{crc32c, crc32c_append};
+pub use crc::{crc32c, crc32c_append, crc32c_chunks};
 pub use error::{ErasureError, ErrorKind};
 pub use geometry::{Geometry, MAX_DATA, MAX_PARITY, MAX_TOTAL};
 pub use seal::{COLUMN_BYTES, SealedCrcs, seal};

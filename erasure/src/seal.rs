@@ -1,7 +1,7 @@
 //! What a client does to a full parity group: one pass over its memory.
 
 use crate::codec::{check_encode, check_unit};
-use crate::crc::{Shift, combined, crc32c_append};
+use crate::crc::{Shift, combined, crc32c_append, fetch_ahead};
 use crate::{Codec, ErasureError, Geometry};
 
 /// Width of a column. 16 + 4 of them are 320 KiB, so that a column is still in the L2 cache for the
@@ -49,18 +49,23 @@ pub fn seal(
     for start in (0..len_bytes).step_by(COLUMN_BYTES) {
         let column = start..len_bytes.min(start + COLUMN_BYTES);
         // A chunk wider than a column is continued: its entry holds the CRC so far.
-        let mut checksum = |block: usize, bytes: &[u8]| {
-            for (i, piece) in bytes.chunks(chunk_bytes).enumerate() {
+        let mut checksum = |block: usize, bytes: &[u8], behind: &[u8]| {
+            let mut pieces = bytes.chunks(chunk_bytes).enumerate().peekable();
+            while let Some((i, piece)) = pieces.next() {
+                fetch_ahead(pieces.peek().map_or(behind, |(_, next)| next));
                 let crc = &mut chunks[block * chunks_per_block + start / chunk_bytes + i];
                 *crc = crc32c_append(*crc, piece);
             }
         };
         for (block, bytes) in data.iter().enumerate() {
-            checksum(block, &bytes[column.clone()]);
+            // The first chunk of the next block in this column.
+            let first = start..column.end.min(start + chunk_bytes);
+            let behind = data.get(block + 1).map_or(&[][..], |next| &next[first]);
+            checksum(block, &bytes[column.clone()], behind);
         }
         codec.encode_columns(geometry, data, parity, column.clone())?;
         for (block, bytes) in (geometry.data()..).zip(parity.iter()) {
-            checksum(block, &bytes[column.clone()]);
+            checksum(block, &bytes[column.clone()], &[]);
         }
     }
     let blocks = block_crcs(&chunks, chunks_per_block, len_bytes, chunk_bytes);

@@ -231,6 +231,7 @@ pub async fn statistics_add_up(subject: &Subject) {
     for i in 0..7 {
         subject.write(i * 4 * BLOCK_BYTES, &buf, Durability::Cached).await;
     }
+    subject.write(7 * 4 * BLOCK_BYTES, &buf, Durability::Durable).await;
     for i in 0..5 {
         subject.read(i * 4 * BLOCK_BYTES, 2 * BLOCK_LEN).await;
     }
@@ -245,10 +246,12 @@ pub async fn statistics_add_up(subject: &Subject) {
         assert_eq!(after.errors, before.errors);
         (after.count - before.count, after.bytes - before.bytes)
     };
-    assert_eq!(done(|stats| &stats.write), (7, 21 * BLOCK_BYTES));
+    assert_eq!(done(|stats| &stats.write), (8, 24 * BLOCK_BYTES));
     assert_eq!(done(|stats| &stats.read), (5, 10 * BLOCK_BYTES));
     assert_eq!(done(|stats| &stats.unmap), (1, 4 * BLOCK_BYTES));
     assert_eq!(done(|stats| &stats.flush), (2, 0));
+    assert_eq!(after.durable_writes - before.durable_writes, 1);
+    assert_eq!(after.flushes() - before.flushes(), 3, "a durable write has a flush in it");
 }
 
 /// Waits until operations that nobody waits for have ended: their buffers are back, and a flush

@@ -87,6 +87,15 @@ pub struct DeviceStats {
     pub flush: OpStats,
     /// Unmaps.
     pub unmap: OpStats,
+    /// Writes that ended well as [`Durability::Durable`]: each has a flush of its own in it, or FUA.
+    pub durable_writes: u64,
+}
+
+impl DeviceStats {
+    /// How often the device was told to make something durable.
+    pub fn flushes(&self) -> u64 {
+        self.flush.count + self.durable_writes
+    }
 }
 
 /// A block device.

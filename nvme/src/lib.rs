@@ -8,6 +8,7 @@ mod sim_device;
 mod sim_faults;
 #[cfg(test)]
 mod sim_tests;
+mod slow;
 mod uring;
 
 pub use device::{
@@ -17,4 +18,5 @@ pub use device::{
 pub use sim::{SimDisk, SimDiskOptions, SimEvent, SimImage, SimLatency, SimTrace};
 pub use sim_device::SimDevice;
 pub use sim_faults::{FaultCounts, FaultKind, FaultRates};
+pub use slow::SlowDevice;
 pub use uring::{OpenError, UringDevice, create_file};

@@ -199,6 +199,9 @@ impl Op {
                 (timed, None) => timed.and(Err(DeviceError::Failed("crashed".to_owned()))),
             }
         };
+        if result.is_ok() && durability == Durability::Durable {
+            self.stats.borrow_mut().durable_writes += 1;
+        }
         self.end(result)
     }
 

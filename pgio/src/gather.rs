@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use bb_erasure::codec;
+use bb_erasure::{codec, crc32c_chunks};
 use bb_proto::{Capability, DeviceId, PgId};
 use bb_runtime::{Buf, BufMut};
 use futures_util::StreamExt;
@@ -314,8 +314,7 @@ impl<'a> Attempt<'a> {
         if *range != (0..self.layout.chunks()) {
             return Ok(());
         }
-        let chunks = block.chunks(1 << self.layout.shape.chunk_log2);
-        let crcs: Vec<u32> = chunks.map(bb_erasure::crc32c).collect();
+        let crcs: Vec<u32> = crc32c_chunks(block, 1 << self.layout.shape.chunk_log2).collect();
         if crate::sealed::member_crc(&crcs) == self.layout.members[index].crc {
             return Ok(());
         }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use bb_erasure::crc32c;
+use bb_erasure::crc32c_chunks;
 use bb_proto::{Capability, Code, DeviceId, Failure, GetBlock, GetBlockReply, Kind, PgId};
 use bb_runtime::{Buf, BufMut};
 use bb_transport::{CallError, Outgoing};
@@ -59,6 +59,7 @@ impl PgIo {
             chunk_log2: layout.shape.chunk_log2,
             chunk_first: want.chunks.start,
             chunk_count: want.chunks.end - want.chunks.start,
+            more: Vec::new(),
         }
         .encode();
         let began = self.rt.now();
@@ -130,8 +131,7 @@ impl PgIo {
         let chunk_bytes = 1 << layout.shape.chunk_log2;
         let whole = want.chunks == (0..layout.chunks());
         let fits = payload.len() == want.bytes(layout)
-            && crcs.len() == want.chunks.len()
-            && payload.chunks(chunk_bytes).zip(&crcs).all(|(chunk, crc)| crc32c(chunk) == *crc)
+            && crc32c_chunks(&payload, chunk_bytes).eq(crcs.iter().copied())
             && (!whole || member_crc(&crcs) == layout.members[want.index].crc);
         if fits {
             return Ok(payload);

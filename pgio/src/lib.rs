@@ -9,6 +9,7 @@ mod io;
 mod layout;
 mod race;
 mod read;
+mod scattered;
 mod sealed;
 mod write;
 

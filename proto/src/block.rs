@@ -1,5 +1,7 @@
 //! Messages about blocks: the path that payload takes.
 
+use std::ops::Range;
+
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -227,6 +229,8 @@ pub struct GetBlock {
     pub chunk_first: u16,
     /// How many chunks, at least 1.
     pub chunk_count: u16,
+    /// More of them, each as first and count, behind the ones before: they follow in the payload.
+    pub more: Vec<(u16, u16)>,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
@@ -243,10 +247,21 @@ struct GetBlockWire {
 
 const _: () = assert!(size_of::<GetBlockWire>() == 76);
 
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RunWire {
+    first: zerocopy::little_endian::U16,
+    count: zerocopy::little_endian::U16,
+}
+
+const _: () = assert!(size_of::<RunWire>() == 4);
+
 impl GetBlock {
     /// Bytes of the body.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::with_capacity(size_of::<GetBlockWire>());
+        let mut out = Writer::with_capacity(
+            size_of::<GetBlockWire>() + size_of::<RunWire>() * self.more.len(),
+        );
         out.put(&GetBlockWire {
             pg: self.pg.into(),
             capability: (&self.capability).into(),
@@ -256,7 +271,19 @@ impl GetBlock {
             chunk_count: self.chunk_count.into(),
             reserved: [0; 2],
         });
+        for (first, count) in &self.more {
+            out.put(&RunWire { first: (*first).into(), count: (*count).into() });
+        }
         out.finish()
+    }
+
+    /// The chunks, run by run.
+    pub fn runs(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let first = (self.chunk_first, self.chunk_count);
+        std::iter::once(first).chain(self.more.iter().copied()).map(|(first, count)| {
+            let first = usize::from(first);
+            first..first + usize::from(count)
+        })
     }
 
     /// Reads a body.
@@ -266,29 +293,38 @@ impl GetBlock {
     pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(body);
         let wire: &GetBlockWire = reader.take()?;
+        let rest = body.len().saturating_sub(size_of::<GetBlockWire>());
+        let more = reader.take_slice::<RunWire>(rest / size_of::<RunWire>())?;
+        let more: Vec<(u16, u16)> = more.iter().map(|r| (r.first.get(), r.count.get())).collect();
         reader.finish()?;
         if usize::from(wire.index) >= crate::MEMBERS_MAX {
             return Err(DecodeError::Field("index"));
         }
         check_logs(20, wire.chunk_log2)?;
-        if wire.chunk_count.get() == 0 {
-            return Err(DecodeError::Field("chunk_count"));
-        }
-        Ok(Self {
+        let get = Self {
             pg: (&wire.pg).into(),
             capability: (&wire.capability).into(),
             index: wire.index,
             chunk_log2: wire.chunk_log2,
             chunk_first: wire.chunk_first.get(),
             chunk_count: wire.chunk_count.get(),
-        })
+            more,
+        };
+        let mut end = 0;
+        for run in get.runs() {
+            if run.is_empty() || run.start < end {
+                return Err(DecodeError::Field("chunks"));
+            }
+            end = run.end;
+        }
+        Ok(get)
     }
 }
 
 /// CRC32Cs of the chunks in the payload of the same reply.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GetBlockReply {
-    /// One per chunk.
+    /// One per chunk, in the order of the payload.
     pub chunk_crcs: Vec<u32>,
 }
 

@@ -1171,6 +1171,21 @@ pub struct NodeStatus {
     /// Parity groups of which two blocks share a node, counted at the same time.
     #[prost(uint64, tag = "22")]
     pub crowded_groups: u64,
+    /// Bytes written to the commit log's device since the process began.
+    #[prost(uint64, tag = "23")]
+    pub log_written_bytes: u64,
+    /// Flushes of it, durable writes among them.
+    #[prost(uint64, tag = "24")]
+    pub log_flushes: u64,
+    /// Bytes read from it.
+    #[prost(uint64, tag = "25")]
+    pub log_read_bytes: u64,
+    /// Calls on the backing file system that have ended since the process began.
+    #[prost(uint64, tag = "26")]
+    pub bfs_calls: u64,
+    /// Time that they took, each by itself, in microseconds.
+    #[prost(uint64, tag = "27")]
+    pub bfs_us: u64,
 }
 
 /// Replicas of a node by what they do.
@@ -1217,4 +1232,13 @@ pub struct DeviceStatus {
     /// Blocks held.
     #[prost(uint64, tag = "7")]
     pub blocks: u64,
+    /// Bytes read since the process began.
+    #[prost(uint64, tag = "8")]
+    pub read_bytes: u64,
+    /// Bytes written since then.
+    #[prost(uint64, tag = "9")]
+    pub written_bytes: u64,
+    /// Flushes since then, durable writes among them.
+    #[prost(uint64, tag = "10")]
+    pub flushes: u64,
 }

@@ -38,6 +38,8 @@ pub struct ThreadPoolStats {
     pub queued: usize,
     /// Calls that have ended.
     pub completed: u64,
+    /// Time that these took, each from its beginning on a thread to its end.
+    pub worked: Duration,
     /// How long the oldest running call has been running: a hung file system shows here.
     pub oldest_running: Option<Duration>,
 }
@@ -76,6 +78,7 @@ struct State {
     running: BTreeMap<u64, Instant>,
     calls: u64,
     completed: u64,
+    worked: Duration,
     closing: bool,
 }
 
@@ -125,6 +128,7 @@ impl ThreadPool {
             running: state.running.len(),
             queued: state.queue.len(),
             completed: state.completed,
+            worked: state.worked,
             oldest_running: state.running.values().min().map(|start| clock::now() - *start),
         }
     }
@@ -178,7 +182,9 @@ impl Shared {
             drop(state);
             let deliver = job();
             state = self.lock();
-            state.running.remove(&call);
+            if let Some(start) = state.running.remove(&call) {
+                state.worked += clock::now() - start;
+            }
             state.completed += 1;
             drop(state);
             // After the books are right, and without the lock: it runs the receiver's waker.
@@ -224,6 +230,7 @@ mod tests {
             assert_eq!(hung.await, Ok(true));
         });
         assert_eq!((pool.stats().completed, pool.stats().running), (101, 0));
+        assert!(pool.stats().worked > Duration::ZERO, "the hung one took some time");
     }
 
     #[test]

@@ -437,6 +437,7 @@ async fn intruder(world: &Rc<World>) -> Result<(), String> {
             chunk_log2: 12,
             chunk_first: 0,
             chunk_count: 1,
+            more: Vec::new(),
         }
         .encode();
         let second = Duration::from_secs(1);

@@ -1,5 +1,5 @@
 use bb_client::{DeviceEntry, PartitionEntry};
-use bb_proto::meta::{NodeStatus, ReplicaCounts};
+use bb_proto::meta::{DeviceStatus, NodeStatus, ReplicaCounts};
 
 use super::*;
 
@@ -187,4 +187,26 @@ fn groups_that_miss_blocks_or_have_two_on_a_node_are_not_full() {
         assert_eq!(verdict, expected, "{text}");
         assert!(text.contains(words), "{text}");
     }
+}
+
+#[test]
+fn devices_and_logs_are_listed_with_what_they_have_done() {
+    let mut view = view();
+    let status = view.reports[1].status.as_mut().expect("it answers");
+    status.devices = vec![DeviceStatus {
+        device: 3,
+        read_bytes: 5 << 20,
+        written_bytes: 77 << 20,
+        flushes: 1234,
+        ..DeviceStatus::default()
+    }];
+    (status.log_written_bytes, status.log_flushes) = (33 << 20, 4321);
+    let health = health(&view);
+    let text = super::super::table::text(&health, true);
+    let line = |word: &str| text.lines().find(|line| line.contains(word)).unwrap_or_default();
+    assert!(line("1234").contains("77M") && line("1234").contains("5.0M"), "{text}");
+    assert!(line("4321").contains("33M"), "{text}");
+    let json = super::super::json::object(&health);
+    assert_eq!(json["nodes"][1]["log_written_bytes"], 33 << 20);
+    assert_eq!(json["nodes"][1]["devices"][0]["flushes"], 1234);
 }

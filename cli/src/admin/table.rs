@@ -119,7 +119,7 @@ fn nodes(out: &mut String, health: &Health<'_>) -> std::fmt::Result {
 }
 
 fn device_list(out: &mut String, health: &Health<'_>) -> std::fmt::Result {
-    writeln!(out, "\ndevice node  used  size  blocks unmap state")?;
+    writeln!(out, "\ndevice node  used  size  blocks unmap  read written flushes state")?;
     for entry in &health.map.devices {
         let status = health.nodes.iter().find(|node| node.entry.id == entry.node);
         let status = status.and_then(|node| node.status);
@@ -130,13 +130,16 @@ fn device_list(out: &mut String, health: &Health<'_>) -> std::fmt::Result {
                 let state = if device.problem.is_empty() { "well" } else { &device.problem };
                 writeln!(
                     out,
-                    "{:>6} {:>4} {:>5} {:>5} {:>7} {:>5} {state} ({})",
+                    "{:>6} {:>4} {:>5} {:>5} {:>7} {:>5} {:>5} {:>7} {:>7} {state} ({})",
                     entry.id,
                     entry.node,
                     short(device.used_bytes),
                     short(device.capacity_bytes),
                     device.blocks,
                     short(device.unmap_bytes),
+                    short(device.read_bytes),
+                    short(device.written_bytes),
+                    device.flushes,
                     device.name
                 )?;
             }
@@ -144,9 +147,26 @@ fn device_list(out: &mut String, health: &Health<'_>) -> std::fmt::Result {
                 let state = if given_up { "given up" } else { "away" };
                 let size = short(entry.capacity_bytes);
                 let (id, node) = (entry.id, entry.node);
-                writeln!(out, "{id:>6} {node:>4}     - {size:>5}       -     - {state}")?;
+                writeln!(
+                    out,
+                    "{id:>6} {node:>4}     - {size:>5}       -     -     -       -       - {state}"
+                )?;
             }
         }
+    }
+    writeln!(out, "\n   log node  used  size                 read written flushes")?;
+    for node in &health.nodes {
+        let Some(status) = node.status else { continue };
+        writeln!(
+            out,
+            "       {:>4} {:>5} {:>5}                {:>5} {:>7} {:>7}",
+            node.entry.id,
+            short(status.log_used_bytes),
+            short(status.log_bytes),
+            short(status.log_read_bytes),
+            short(status.log_written_bytes),
+            status.log_flushes
+        )?;
     }
     Ok(())
 }

@@ -260,6 +260,7 @@ async fn forge(executor: &bb_runtime::Executor, ring: &bb_runtime::uring::Uring,
             chunk_log2: 12,
             chunk_first: 0,
             chunk_count: 1,
+            more: Vec::new(),
         };
         for device in &map.devices {
             let to = (device.id, device.incarnation);

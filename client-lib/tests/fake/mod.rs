@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -621,9 +622,10 @@ fn get(state: &State, request: &Outgoing) -> Served {
     }
     let block = state.blocks.get(&(request.target, get.pg, get.index));
     let (bytes, crcs) = block.ok_or_else(|| Failure::new(Code::Stale, ""))?;
-    let chunks = usize::from(get.chunk_first)..usize::from(get.chunk_first + get.chunk_count);
-    let payload = bytes[chunks.start << get.chunk_log2..chunks.end << get.chunk_log2].to_vec();
-    Ok((GetBlockReply { chunk_crcs: crcs[chunks].to_vec() }.encode(), payload))
+    let of = |run: Range<usize>| &bytes[run.start << get.chunk_log2..run.end << get.chunk_log2];
+    let payload = get.runs().flat_map(of).copied().collect();
+    let chunk_crcs = get.runs().flat_map(|run| crcs[run].to_vec()).collect();
+    Ok((GetBlockReply { chunk_crcs }.encode(), payload))
 }
 
 fn lookup(state: &mut State, request: &Outgoing) -> Served {

@@ -146,6 +146,9 @@ impl Core {
         let (start, len) = (self.rt.now(), buf.len() as u64);
         let result = self.write_all(offset, &buf, durability).await.and_then(|()| self.alive());
         self.record(|stats| &mut stats.write, result.is_ok(), len, start);
+        if result.is_ok() && durability == Durability::Durable {
+            self.stats.borrow_mut().durable_writes += 1;
+        }
         result
     }
 

@@ -107,17 +107,19 @@ impl Members {
         let Some((bytes, crcs)) = blocks.get(&(device, get.pg, get.index)) else {
             return refuse(Code::Stale);
         };
-        let chunks = usize::from(get.chunk_first)..usize::from(get.chunk_first + get.chunk_count);
-        let payload = &bytes[chunks.start << get.chunk_log2..chunks.end << get.chunk_log2];
+        let of = |run: std::ops::Range<usize>| {
+            &bytes[run.start << get.chunk_log2..run.end << get.chunk_log2]
+        };
         let mut sink = request.sink.expect("a sink");
-        sink.copy_from_slice(payload);
+        sink.copy_from_slice(&get.runs().flat_map(of).copied().collect::<Vec<u8>>());
         if let Some(Fault::DamagedOnTheWay(n)) = fault
             && n > 0
         {
             self.faults.borrow_mut().insert(device, Fault::DamagedOnTheWay(n - 1));
             sink[0] ^= 1;
         }
-        let body = GetBlockReply { chunk_crcs: crcs[chunks].to_vec() }.encode();
+        let chunk_crcs = get.runs().flat_map(|run| crcs[run].to_vec()).collect();
+        let body = GetBlockReply { chunk_crcs }.encode();
         Ok(Answer { body, payload: Some(sink), vitals })
     }
 }

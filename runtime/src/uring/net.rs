@@ -90,7 +90,8 @@ impl Uring {
         }
     }
 
-    /// Receives into a part of `buf`; 0 bytes are the end of the stream.
+    /// Receives into a part of `buf` until it is full: the kernel goes on by itself while more is
+    /// under way. Fewer bytes come where the stream ends or is shut down; 0 are its end.
     ///
     /// # Panics
     /// When `range` does not lie within `buf`.
@@ -102,7 +103,9 @@ impl Uring {
     ) -> impl Future<Output = (io::Result<usize>, BufMut)> + use<> {
         let target = &mut buf[range];
         let (start, len) = (target.as_mut_ptr(), length(target.len()));
-        let entry = on_fd!(fd, |socket| opcode::Recv::new(socket, start, len).build());
+        let entry = on_fd!(fd, |socket| opcode::Recv::new(socket, start, len)
+            .flags(libc::MSG_WAITALL)
+            .build());
         let op = self.ring.start(entry, Some(fd.clone()), Payload::BufMut(buf), Policy::WAITING);
         async move {
             match op.await {

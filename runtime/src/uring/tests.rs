@@ -325,6 +325,36 @@ fn on_another_thread<T, R>(value: T, run: impl FnOnce(&T) -> R) -> (T, R) {
 }
 
 #[test]
+fn a_receive_waits_until_it_is_full_and_gives_what_came_where_its_thread_ends() {
+    let (executor, uring) = executor(&UringOptions::for_library()).expect("ring");
+    let (rt, pool) = (executor.rt(), pool());
+    let (near, mut far) = connected();
+    let near = uring.adopt(near.into());
+    let everything = (executor, rt, uring, near, pool);
+    far.write_all(b"one, ").expect("open");
+    let (everything, receiving) =
+        on_another_thread(everything, |(executor, rt, uring, near, pool)| {
+            let receiving = rt.spawn(uring.recv(near, pool.try_alloc(4096).expect("room"), 0..8));
+            executor.block_on(rt.sleep(Duration::from_millis(20)));
+            assert!(!receiving.is_finished(), "three bytes are missing");
+            receiving
+        });
+    let (executor, rt, uring, near, _) = &everything;
+    far.write_all(b"two").expect("open");
+    executor.block_on(async {
+        let limit = Duration::from_secs(10);
+        let (read, mut buf) = rt.timeout(limit, receiving).await.expect("in time").expect("runs");
+        let mut have = read.expect("receives");
+        assert!(have == 5 || have == 8, "{have}: nothing is received twice");
+        while have < 8 {
+            let (read, back) = uring.recv(near, buf, have..8).await;
+            (have, buf) = (have + read.expect("receives"), back);
+        }
+        assert_eq!(&buf[..8], b"one, two");
+    });
+}
+
+#[test]
 fn requests_outlive_the_thread_that_submitted_them() {
     let (executor, uring) = executor(&UringOptions::for_library()).expect("ring");
     let rt = executor.rt();
@@ -339,7 +369,7 @@ fn requests_outlive_the_thread_that_submitted_them() {
     // The first thread arms everything, sleeps in the ring once, and exits.
     let (everything, tasks) =
         on_another_thread(everything, |(executor, rt, uring, near, l, pool)| {
-            let receiving = rt.spawn(uring.recv(near, pool.try_alloc(4096).unwrap(), 0..4096));
+            let receiving = rt.spawn(uring.recv(near, pool.try_alloc(4096).unwrap(), 0..5));
             let accepting = rt.spawn(uring.accept(l));
             let polling = rt.spawn(uring.poll_fd(near, libc::POLLRDHUP));
             executor.block_on(rt.sleep(Duration::from_millis(20)));

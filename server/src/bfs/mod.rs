@@ -52,6 +52,15 @@ pub struct Found {
     pub created: bool,
 }
 
+/// What was asked of it since the process began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct BfsCalls {
+    /// Calls that have ended.
+    pub count: u64,
+    /// Time that they took, each by itself.
+    pub took_us: u64,
+}
+
 /// A page of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirPage {
@@ -86,6 +95,11 @@ pub trait Bfs {
 
     /// UUID from the marker, 16 bytes.
     fn uuid(&self) -> [u8; 16];
+
+    /// What was asked of it. Nothing where nobody counts.
+    fn calls(&self) -> BfsCalls {
+        BfsCalls::default()
+    }
 
     /// Takes this incarnation's lock file, for as long as the process lives.
     fn hold(&self, process: ProcessId) -> BfsFuture<()>;
@@ -164,7 +178,7 @@ pub trait Bfs {
     /// Makes written bytes durable.
     fn fsync(&self, binding: &Binding) -> BfsFuture<()>;
 
-    /// Makes inode and name of a file durable: fsync of the file and of the directory it is in.
+    /// Makes inode and name of a file durable: fsync of the directory it is in.
     fn fsync_name(&self, binding: &Binding) -> BfsFuture<()>;
 
     /// Sets the size.

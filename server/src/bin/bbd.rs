@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use bb_proto::DeviceId;
 use bb_server::config::{AuthConfig, Config};
-use bb_server::daemon::{self, DaemonError, Restart, Show};
+use bb_server::daemon::{self, DaemonError, Restart, Show, Slower};
 use bb_transport::auth::{ClusterKey, KeyError};
 use clap::{CommandFactory, Parser, Subcommand};
 use sd_notify::NotifyState;
@@ -37,6 +37,12 @@ enum Command {
         /// End with status 75 instead of starting anew (as `restart = false` under `[node]` does).
         #[arg(long)]
         no_restart: bool,
+        /// For tests of placement: each operation of the data devices takes so many times as long.
+        #[arg(long, value_name = "TIMES", default_value_t = 1, hide = true)]
+        testing_slow_devices: u32,
+        /// The same for the commit log.
+        #[arg(long, value_name = "TIMES", default_value_t = 1, hide = true)]
+        testing_slow_log: u32,
     },
     /// Make the devices, the commit log and the backing file system those of a new cluster.
     Format {
@@ -93,7 +99,10 @@ fn main() -> ExitCode {
 
 fn execute(arguments: &Arguments) -> Result<(), DaemonError> {
     match &arguments.command {
-        Command::Run { give_up, no_restart } => run(&arguments.config, give_up, *no_restart),
+        Command::Run { give_up, no_restart, testing_slow_devices, testing_slow_log } => {
+            let slower = Slower { devices: *testing_slow_devices, log: *testing_slow_log };
+            run(&arguments.config, give_up, slower, *no_restart)
+        }
         Command::Format { force, sparse } => format(&arguments.config, *force, *sparse),
         Command::Check => check(&arguments.config),
         Command::LogInspect { json, records } => {
@@ -115,11 +124,11 @@ fn execute(arguments: &Arguments) -> Result<(), DaemonError> {
     }
 }
 
-fn run(path: &Path, give_up: &[u32], no_restart: bool) -> Result<(), DaemonError> {
+fn run(path: &Path, give_up: &[u32], slower: Slower, no_restart: bool) -> Result<(), DaemonError> {
     let restart = Restart::noted()?;
     let config = Config::load(path)?;
     let give_up: Vec<DeviceId> = give_up.iter().copied().map(DeviceId).collect();
-    match daemon::run(&config, &give_up, || notify(&[NotifyState::Ready])) {
+    match daemon::run(&config, &give_up, slower, || notify(&[NotifyState::Ready])) {
         Err(error @ DaemonError::MustRestart(_)) if config.node.restart && !no_restart => {
             // To a service manager this is a reload: the same process, ready again in a moment.
             let why = error.to_string();

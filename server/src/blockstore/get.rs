@@ -3,7 +3,9 @@
 
 use bb_nvme::DeviceError;
 use bb_proto::{Code, Failure, GetBlock, GetBlockReply, Rights};
+use bb_runtime::BufMut;
 use bb_transport::Response;
+use futures_util::future::join_all;
 
 use super::table::{BlockKey, Entry, EntryId, State};
 use super::{BlockStore, State as StoreState};
@@ -12,7 +14,8 @@ use crate::planted::{self, Planted};
 /// What to read.
 struct Wanted {
     id: EntryId,
-    offset: u64,
+    /// On the device, one for each run of chunks.
+    offsets: Vec<u64>,
     chunk_crcs: Vec<u32>,
 }
 
@@ -41,20 +44,25 @@ impl BlockStore {
         }
         self.wanted(get)?;
         let _counted = self.load.read();
-        let len = usize::from(get.chunk_count) << get.chunk_log2;
-        let Ok(buf) = self.env.rt.timeout(self.config.wait_max, self.env.pool.alloc(len)).await
-        else {
-            return Err(Failure::new(Code::Busy, "no buffer"));
-        };
+        let no_buffer = || Failure::new(Code::Busy, "no buffer");
+        let mut sizes = get.runs().map(|run| run.len() << get.chunk_log2);
+        let first = self.env.pool.alloc(sizes.next().unwrap_or(0));
+        let first = self.env.rt.timeout(self.config.wait_max, first).await;
+        let mut bufs = vec![first.map_err(|_| no_buffer())?];
+        for size in sizes {
+            // Whoever holds buffers waits for no other (rule 14).
+            bufs.push(self.env.pool.try_alloc(size).ok_or_else(no_buffer)?);
+        }
         // Looked up again after the wait, and pinned in the same step.
         let wanted = self.wanted(get)?;
         let pin = self.pin(wanted.id)?;
-        let read = self.dev.read(wanted.offset, buf).await;
+        let reads = wanted.offsets.iter().zip(bufs).map(|(at, buf)| self.dev.read(*at, buf));
+        let read = join_all(reads).await.into_iter().collect::<Result<Vec<BufMut>, _>>();
         drop(pin);
         match read {
-            Ok(buf) => Ok(Response {
+            Ok(bufs) => Ok(Response {
                 body: GetBlockReply { chunk_crcs: wanted.chunk_crcs }.encode(),
-                payload: vec![buf.freeze()],
+                payload: bufs.into_iter().map(BufMut::freeze).collect(),
             }),
             Err(error @ DeviceError::Failed(_)) => Err(self.fail_device("reading a block", &error)),
             // The medium may be bad just here: the reader reconstructs this block.
@@ -73,15 +81,17 @@ impl BlockStore {
                 format!("chunks of 2^{} bytes, not 2^{}", entry.chunk_log2, get.chunk_log2);
             return Err(Failure::new(Code::Invalid, detail));
         }
-        let first = usize::from(get.chunk_first);
-        let last = first + usize::from(get.chunk_count);
-        let Some(crcs) = entry.crcs.as_slice().get(first..last).filter(|crcs| !crcs.is_empty())
-        else {
-            return Err(Failure::new(Code::Invalid, "chunks outside of the block"));
-        };
-        let within = u64::from(get.chunk_first) << get.chunk_log2;
-        let offset = self.offset_of(entry.address(), entry.block_log2) + within;
-        Ok(Wanted { id, offset, chunk_crcs: crcs.to_vec() })
+        let start = self.offset_of(entry.address(), entry.block_log2);
+        let (mut offsets, mut chunk_crcs) = (Vec::new(), Vec::new());
+        for run in get.runs() {
+            let Some(crcs) = entry.crcs.as_slice().get(run.clone()).filter(|c| !c.is_empty())
+            else {
+                return Err(Failure::new(Code::Invalid, "chunks outside of the block"));
+            };
+            chunk_crcs.extend_from_slice(crcs);
+            offsets.push(start + ((run.start as u64) << get.chunk_log2));
+        }
+        Ok(Wanted { id, offsets, chunk_crcs })
     }
 
     fn pin(&self, id: EntryId) -> Result<Pin<'_>, Failure> {

@@ -72,6 +72,7 @@ impl BlockStore {
     /// For `bbadm cluster status`.
     pub fn status(&self) -> DeviceStatus {
         let state = self.state.borrow();
+        let done = self.dev.stats();
         DeviceStatus {
             device: self.superblock.device.0,
             name: self.dev.info().name.clone(),
@@ -80,6 +81,9 @@ impl BlockStore {
             unmap_bytes: state.space.unmap_bytes(),
             problem: self.problem().unwrap_or_default(),
             blocks: state.table.len() as u64,
+            read_bytes: done.read.bytes,
+            written_bytes: done.write.bytes,
+            flushes: done.flushes(),
         }
     }
 

@@ -24,7 +24,7 @@ use crate::node::StartError;
 pub use format::{FormatReport, format};
 pub use log_inspect::{Show, log_inspect};
 pub use restart::Restart;
-pub use run::run;
+pub use run::{Slower, run};
 
 /// Why the process ends.
 #[derive(Debug, thiserror::Error)]

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bb_commitlog::Options;
+use bb_nvme::{DeviceRef, SlowDevice};
 use bb_proto::DeviceId;
 use bb_runtime::uring::{self, Uring, UringOptions};
 use bb_runtime::{BufPool, Rt, ThreadPool};
@@ -30,6 +31,15 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 /// successor is waited for.
 const END_LIMIT: Duration = Duration::from_millis(200);
 
+/// For tests: how many times as long operations of this node's devices shall take.
+#[derive(Clone, Copy, Debug)]
+pub struct Slower {
+    /// Those of data devices.
+    pub devices: u32,
+    /// Those of the commit log's.
+    pub log: u32,
+}
+
 /// Serves as the node that `config` describes, in this thread and those of further reactors, until
 /// SIGTERM or SIGINT. `ready` is
 /// called once requests are answered. The operator gives up the devices `give_up`: their blocks are
@@ -40,6 +50,7 @@ const END_LIMIT: Duration = Duration::from_millis(200);
 pub fn run(
     config: &Config,
     give_up: &[DeviceId],
+    slower: Slower,
     ready: impl FnOnce() + 'static,
 ) -> Result<(), DaemonError> {
     // Before any thread is started, so that none of them takes the signal.
@@ -51,8 +62,17 @@ pub fn run(
     uring.register_pool(&pool);
     let rt = executor.rt();
     let threads = ThreadPool::new("device", 2, 64);
-    executor
-        .block_on(serve(config, give_up, &rt, &uring, &threads, pool, bfs, auth, signals, ready))
+    executor.block_on(serve(
+        config, give_up, slower, &rt, &uring, &threads, pool, bfs, auth, signals, ready,
+    ))
+}
+
+fn slower_device(rt: &Rt, device: DeviceRef, times: u32) -> DeviceRef {
+    if times <= 1 {
+        return device;
+    }
+    tracing::warn!(device = device.info().name, times, "made slower, for a test");
+    Rc::new(SlowDevice::new(rt, device, times))
 }
 
 fn bfs_limits(config: &Config) -> Limits {
@@ -64,6 +84,7 @@ fn bfs_limits(config: &Config) -> Limits {
 async fn serve(
     config: &Config,
     give_up: &[DeviceId],
+    slower: Slower,
     rt: &Rt,
     uring: &Uring,
     threads: &ThreadPool,
@@ -74,10 +95,11 @@ async fn serve(
     ready: impl FnOnce() + 'static,
 ) -> Result<(), DaemonError> {
     let log = open_device(rt, uring, threads, &config.log).await?;
+    let log = slower_device(rt, log, slower.log);
     let (mut devices, mut unusable) = (Vec::new(), Vec::new());
     for store in &config.devices {
         match open_device(rt, uring, threads, store).await {
-            Ok(device) => devices.push(device),
+            Ok(device) => devices.push(slower_device(rt, device, slower.devices)),
             Err(error) => {
                 unusable.push((store.path.display().to_string(), error.to_string()));
             }

@@ -157,6 +157,8 @@ impl Node {
         let bfs_problem = self.bfs_watch.problem(&self.ctx.rt, || self.ctx.bfs.check()).await;
         let shared = &self.ctx.shared;
         let usage = self.ctx.log.usage();
+        let bfs_calls = self.ctx.bfs.calls();
+        let log_done = self.ctx.log.device_stats();
         let blocks_bytes: usize = self.stores.values().map(|s| s.memory_bytes()).sum();
         let counts = self.partitions.counts();
         let sessions =
@@ -192,6 +194,11 @@ impl Node {
             degraded_groups: self.partitions.degraded().groups,
             unreadable_groups: self.partitions.degraded().unreadable,
             crowded_groups: self.partitions.degraded().crowded,
+            log_written_bytes: log_done.write.bytes,
+            log_flushes: log_done.flushes(),
+            log_read_bytes: log_done.read.bytes,
+            bfs_calls: bfs_calls.count,
+            bfs_us: bfs_calls.took_us,
         };
         Ok(Response::body(meta::encode(&status)))
     }

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bb_nvme::FaultKind;
-use bb_proto::{Code, GetBlock, Rights, ServiceClass, SessionId};
+use bb_proto::{Code, GetBlock, GetBlockReply, Rights, ServiceClass, SessionId};
 
 use crate::world::{capability, content, formatted, key, pg, put_of};
 
@@ -91,6 +91,7 @@ fn rule_17_who_may_not_is_refused() {
             chunk_log2: 12,
             chunk_first: 0,
             chunk_count: 1,
+            more: Vec::new(),
         };
         let attempt =
             async |get: GetBlock| process.store.handle_get(&get).await.err().unwrap().kind();
@@ -99,10 +100,43 @@ fn rule_17_who_may_not_is_refused() {
             attempt(GetBlock { chunk_first: 3, chunk_count: 2, ..get.clone() }).await,
             Code::Invalid
         );
+        let beyond = GetBlock { more: vec![(2, 1), (4, 1)], ..get.clone() };
+        assert_eq!(attempt(beyond).await, Code::Invalid);
         assert_eq!(attempt(GetBlock { index: 1, ..get.clone() }).await, Code::Stale);
         let mut cannot = get;
         cannot.capability.rights = Rights::WRITE;
         assert_eq!(attempt(cannot).await, Code::Denied);
+    });
+}
+
+#[test]
+fn chunks_that_lie_apart_come_in_one_answer_in_their_order() {
+    formatted(4, 8, |world| async move {
+        let process = world.start().await;
+        let block = key(1, 0);
+        process.put(block, 16).await.unwrap();
+        let get = GetBlock {
+            pg: block.pg,
+            capability: capability(),
+            index: 0,
+            chunk_log2: 12,
+            chunk_first: 1,
+            chunk_count: 2,
+            more: vec![(5, 1), (6, 3), (15, 1)],
+        };
+        let get = GetBlock::decode(&get.encode()).expect("well formed");
+        let answer = process.store.handle_get(&get).await.unwrap();
+        let bytes: Vec<u8> = answer.payload.iter().flat_map(|buf| buf.to_vec()).collect();
+        let all = content(block, 16);
+        let wanted: Vec<u8> =
+            get.runs().flat_map(|run| all[run.start << 12..run.end << 12].to_vec()).collect();
+        assert!(bytes == wanted && bytes.len() == 7 << 12);
+        let crcs = GetBlockReply::decode(&answer.body).unwrap().chunk_crcs;
+        assert_eq!(crcs, bytes.chunks(4096).map(bb_erasure::crc32c).collect::<Vec<_>>());
+        for more in [vec![(0, 1)], vec![(2, 1)], vec![(5, 0)], vec![(6, 1), (5, 1)]] {
+            let body = GetBlock { more: more.clone(), ..get.clone() }.encode();
+            assert!(GetBlock::decode(&body).is_err(), "{more:?} is in no order, or empty");
+        }
     });
 }
 
@@ -224,6 +258,7 @@ fn rot_is_passed_on_with_the_checksum_that_shows_it() {
             chunk_log2: 12,
             chunk_first: 0,
             chunk_count: 1,
+            more: Vec::new(),
         };
         let answer = process.store.handle_get(&get).await.unwrap();
         let crcs = bb_proto::GetBlockReply::decode(&answer.body).unwrap().chunk_crcs;

@@ -324,6 +324,7 @@ impl Process {
             chunk_log2: 12,
             chunk_first: first,
             chunk_count: count,
+            more: Vec::new(),
         };
         let answer = self.store.handle_get(&get).await?;
         let crcs = GetBlockReply::decode(&answer.body).unwrap().chunk_crcs;

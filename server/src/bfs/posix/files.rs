@@ -99,12 +99,17 @@ impl Inner {
         sys::set_times(self.bound(binding, false)?.0.as_fd(), times)
     }
 
+    /// A directory's entry and the inode that it names are durable together or not at all (decision
+    /// 12), so all new files of a directory share one fsync of it.
     pub(super) fn fsync_name(&self, binding: &Binding) -> Result<(), BfsError> {
         let (fd, attributes) = self.bound(binding, true)?;
-        fsync(&fd)?;
         let root = self.root();
         match parent_of(&root, &fd, attributes.inode) {
-            Some(parent) => fsync(&parent),
+            Some(parent) => {
+                let status = sys::status(parent.as_fd(), c"")?;
+                let id = (status.dev, status.attributes.inode);
+                self.directories.sync(id, || fsync(&parent))
+            }
             // The kernel has forgotten where it lies (a file opened by its handle long after its
             // name was last used): make everything durable.
             // SAFETY: takes no pointers.

@@ -14,6 +14,7 @@ mod root;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ use self::credentials::Own;
 pub use self::marker::MarkerError;
 use self::root::{Root, shown};
 pub use self::root::{SetupError, format};
-use super::{Bfs, BfsError, BfsFuture, DirPage, Found, Times};
+use super::{Bfs, BfsCalls, BfsError, BfsFuture, DirPage, Found, Times};
 use crate::partition::region_mutation::ProcessId;
 
 /// How much of the machine it may use.
@@ -64,6 +65,8 @@ struct Inner {
     current: Mutex<Arc<Root>>,
     /// Lock files of this process, open until it ends.
     locks: Mutex<Vec<OwnedFd>>,
+    /// Directories whose entries are being made durable.
+    directories: turns::Turns,
 }
 
 impl PosixBfs {
@@ -98,6 +101,7 @@ impl PosixBfs {
             files_max: limits.files_max,
             current: Mutex::new(Arc::new(root)),
             locks: Mutex::new(Vec::new()),
+            directories: turns::Turns::default(),
         };
         inner.probe()?;
         Ok(Self {
@@ -223,6 +227,15 @@ impl Bfs for PosixBfs {
 
     fn uuid(&self) -> [u8; 16] {
         self.inner.uuid
+    }
+
+    fn calls(&self) -> BfsCalls {
+        let of = [self.names.stats(), self.data.stats()];
+        let took = of[0].worked + of[1].worked;
+        BfsCalls {
+            count: of[0].completed + of[1].completed,
+            took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+        }
     }
 
     fn hold(&self, process: ProcessId) -> BfsFuture<()> {

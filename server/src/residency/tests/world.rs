@@ -97,13 +97,13 @@ impl Net {
                 let Some((bytes, crcs)) = blocks.get(&(request.target, get.pg, get.index)) else {
                     return refuse(Failure::new(bb_proto::Code::Stale, ""));
                 };
-                let chunks =
-                    usize::from(get.chunk_first)..usize::from(get.chunk_first + get.chunk_count);
+                let of = |run: std::ops::Range<usize>| {
+                    &bytes[run.start << get.chunk_log2..run.end << get.chunk_log2]
+                };
                 let mut sink = request.sink.unwrap();
-                sink.copy_from_slice(
-                    &bytes[chunks.start << get.chunk_log2..chunks.end << get.chunk_log2],
-                );
-                let body = GetBlockReply { chunk_crcs: crcs[chunks].to_vec() }.encode();
+                sink.copy_from_slice(&get.runs().flat_map(of).copied().collect::<Vec<u8>>());
+                let chunk_crcs = get.runs().flat_map(|run| crcs[run].to_vec()).collect();
+                let body = GetBlockReply { chunk_crcs }.encode();
                 Ok(Answer { body, payload: Some(sink), vitals: Vitals::default() })
             }
             Kind::FreeBlocks => good(Vec::new()),
