@@ -31,6 +31,8 @@ pub const GROUP_BYTES: u64 = 2 << 20;
 const IDLE: Duration = Duration::from_secs(60);
 /// A new cluster goes on to spread roles and replicas for a while.
 const SETTLE: Duration = Duration::from_secs(240);
+/// When all replicas have applied what was written.
+const SETTLED: Duration = Duration::from_secs(1);
 const SHARED: &[u8] = b"/shared";
 
 /// What is simulated.
@@ -167,6 +169,8 @@ async fn measure(
 ) -> Result<Gauge, String> {
     let before = Gauge::of(world);
     work.await?;
+    // Backups hear a little later of what is committed.
+    world.rt.sleep(SETTLED).await;
     Ok(Gauge::of(world).since(&before))
 }
 

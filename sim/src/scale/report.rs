@@ -29,7 +29,9 @@ pub fn print(shape: &Shape, counted: &Counted) {
     );
     print_write(shape, counted);
     print_read(shape, counted);
-    print_small(shape, counted);
+    if shape.files_each > 0 {
+        print_small(shape, counted);
+    }
     print_idle(shape, counted);
 }
 
