@@ -22,8 +22,10 @@ const AHEAD_BYTES_MIN: u64 = 1 << 20;
 const GROUP_BYTES_MIN: u64 = SEGMENT_BYTES as u64;
 /// Pieces that read-ahead fetches at a time.
 const AHEAD_PARALLEL: usize = 8;
-/// Reads that one turn looks ahead at the most: at large distances each needs a page of the map.
+/// Reads that one turn looks ahead at the most: at large distances each needs a page of the map. And
+/// for each that there was at this distance, at the most:
 const STRIDES_MAX: u64 = 512;
+const STRIDES_PER_READ: u64 = 8;
 
 /// How a read follows the ones before it, and so how its bytes are best fetched. In any order, what
 /// is on its way in whole segments is waited for.
@@ -41,9 +43,9 @@ pub(crate) enum Order {
 #[derive(Default)]
 pub(crate) struct ReadAhead {
     last: Range<u64>,
-    /// Distance between the starts of the last two reads, and whether those before had it too.
+    /// Distance between the starts of the last two reads, and how many more before had it.
     stride: u64,
-    even: bool,
+    even: u64,
     window: u64,
     /// Fetched or under way is what begins below.
     done: u64,
@@ -67,7 +69,7 @@ impl ReadAhead {
         let last = std::mem::replace(&mut self.last, range.clone());
         let from_start = range.start == 0 && range.end >= AHEAD_BYTES_MIN.min(size);
         if (range.start == last.end && range.start > 0) || from_start {
-            if std::mem::take(&mut self.even) {
+            if std::mem::take(&mut self.even) > 0 {
                 (self.window, self.done) = (0, 0);
             }
             return (Order::Sequential, self.contiguous(range, size, most));
@@ -75,9 +77,9 @@ impl ReadAhead {
         let len = range.end - range.start;
         let stride = range.start.saturating_sub(last.start);
         if stride > len && stride == self.stride && last.end - last.start == len {
-            self.even = true;
+            self.even += 1;
         } else {
-            (self.stride, self.even, self.packed) = (stride, false, false);
+            (self.stride, self.even, self.packed) = (stride, 0, false);
             (self.window, self.done) = (0, range.end);
             return (Order::None, Vec::new());
         }
@@ -110,7 +112,7 @@ impl ReadAhead {
         }
         let (len, stride) = (range.end - range.start, self.stride);
         let window = self.window.clamp(AHEAD_BYTES_MIN, most.max(AHEAD_BYTES_MIN));
-        let reads = (window / len).clamp(1, STRIDES_MAX);
+        let reads = (window / len).clamp(1, STRIDES_MAX.min(STRIDES_PER_READ * self.even));
         let ahead = self.done.saturating_sub(range.end).div_ceil(stride);
         if ahead > reads / 2 {
             return Vec::new();
@@ -336,4 +338,67 @@ fn are_packed(plans: &[Plan]) -> bool {
         _ => false,
     };
     plans.windows(2).filter(continues).count() * 2 > plans.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOST: u64 = 8 << 20;
+    const SIZE: u64 = 1 << 40;
+
+    /// Reads of `len` bytes at multiples of `stride`; how many lie ahead of each that was asked for
+    /// in the same turn. Each turn has ended when the next read comes.
+    fn ahead_of(len: u64, stride: u64, reads: u64) -> Vec<u64> {
+        let mut ahead = ReadAhead::default();
+        let mut wanted = |n: u64| {
+            let range = n * stride..n * stride + len;
+            let (_, wanted) = ahead.follow(&range, SIZE, MOST);
+            assert!(wanted.iter().all(|w| w.start % stride == 0 && w.end - w.start == len));
+            wanted.len() as u64
+        };
+        (10..10 + reads).map(&mut wanted).collect()
+    }
+
+    #[test]
+    fn reads_at_a_distance_look_ahead_from_the_third_one_on_and_further_the_longer_it_lasts() {
+        let counts = ahead_of(4096, 1 << 30, 400);
+        assert_eq!(counts[..3], [0, 0, 8]);
+        let mut total = 0;
+        for (seen, count) in (1..).zip(&counts) {
+            total += count;
+            assert!(total <= seen + 8 * seen, "{total} after {seen}: a chance costs little");
+        }
+        assert!(total > 400, "all of them are asked for ahead of their turn");
+    }
+
+    #[test]
+    fn no_more_is_ahead_than_the_window_holds_and_nothing_twice() {
+        let (len, stride) = (47_008, 4 * 47_008);
+        let mut ahead = ReadAhead::default();
+        let mut end = 0;
+        for n in 0..2_000 {
+            let range = n * stride..n * stride + len;
+            let (order, wanted) = ahead.follow(&range, 1_500 * stride, MOST);
+            assert!(n < 2 || order == Order::Strided);
+            for one in wanted {
+                assert!(one.start >= end && one.start > range.start, "read {n}: {one:?}");
+                assert!(one.start < 1_500 * stride, "behind the end of the file");
+                end = one.end;
+            }
+            assert!(end.saturating_sub(range.end) / stride * len <= MOST);
+        }
+        assert_eq!(end, 1_499 * stride + len);
+    }
+
+    #[test]
+    fn chance_is_no_order_and_a_read_where_the_last_ended_is_sequential() {
+        let mut ahead = ReadAhead::default();
+        for at in [7_u64, 3, 9, 1, 8, 2, 30, 4] {
+            let range = at << 20..(at << 20) + 4096;
+            assert_eq!(ahead.follow(&range, SIZE, MOST), (Order::None, Vec::new()));
+        }
+        let (order, wanted) = ahead.follow(&((4 << 20) + 4096..(4 << 20) + 8192), SIZE, MOST);
+        assert_eq!((order, wanted.len()), (Order::Sequential, 1));
+    }
 }
