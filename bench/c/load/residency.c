@@ -46,4 +46,5 @@ void remove_files(void)
     drop("stream", 1);
     drop("shared", task.rank == 0);
     drop("job", task.depth);
+    drop("small", task.ops);
 }
