@@ -10,7 +10,7 @@ const WIDTH: f64 = 1200.0;
 const ROW: usize = 16;
 const TOP: usize = 48;
 /// Narrower boxes are not drawn.
-const NARROWEST: f64 = 0.4;
+const NARROWEST: f64 = 1.2;
 /// Of a character of a label.
 const LETTER: f64 = 6.8;
 
