@@ -88,6 +88,12 @@ mod tests {
 
     const ID: Id = ((8, 1), 7);
 
+    /// What a call takes.
+    fn pause(time: Duration) {
+        let nothing = Mutex::new(());
+        drop(Condvar::new().wait_timeout(lock(&nothing), time));
+    }
+
     #[test]
     fn what_was_there_before_a_call_began_is_durable_when_it_returns_and_many_share_one() {
         let turns = Turns::default();
@@ -98,7 +104,7 @@ mod tests {
                 let mine = there.fetch_add(1, Ordering::SeqCst) + 1;
                 let sync = || {
                     let found = there.load(Ordering::SeqCst);
-                    thread::sleep(Duration::from_micros(200));
+                    pause(Duration::from_micros(200));
                     calls.fetch_add(1, Ordering::SeqCst);
                     durable.store(found, Ordering::SeqCst);
                     Ok(())
@@ -118,7 +124,7 @@ mod tests {
         let begun = AtomicU64::new(0);
         let failing = || {
             begun.fetch_add(1, Ordering::SeqCst);
-            thread::sleep(Duration::from_millis(5));
+            pause(Duration::from_millis(5));
             Err(BfsError::Errno(libc::EIO))
         };
         thread::scope(|scope| {
