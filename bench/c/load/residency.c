@@ -46,5 +46,4 @@ void remove_files(void)
     drop("stream", 1);
     drop("shared", task.rank == 0);
     drop("job", task.depth);
-    drop("small", task.ops);
 }

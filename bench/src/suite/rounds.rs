@@ -407,7 +407,6 @@ impl<'a> Runner<'a> {
             let ops = match row.phase {
                 "small-create" => self.options.ops().min(SMALL_FILES),
                 "small-stat" | "small-read" | "small-unlink" => made.unwrap_or(0),
-                "remove" => self.left_small(system, rank),
                 "random-write" => self.options.ops().min(RANDOM_WRITES),
                 _ => self.options.ops(),
             };
@@ -434,17 +433,6 @@ impl<'a> Runner<'a> {
             .collect()
         };
         (0..ranks).map(of_rank).collect()
-    }
-
-    /// Small files of a rank that no row removes.
-    fn left_small(&self, system: &System, rank: u64) -> u64 {
-        let only = &self.options.only;
-        if only.is_empty() || only.iter().any(|name| name == "small-unlink") {
-            return 0;
-        }
-        let made = self.made.get(&(system.name.clone(), "small-create"));
-        let of_rank = usize::try_from(rank).ok().and_then(|rank| made?.get(rank).copied());
-        of_rank.unwrap_or(0)
     }
 
     /// Removes what a group of rows has left, and waits until its space is free again.
