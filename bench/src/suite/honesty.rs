@@ -17,6 +17,8 @@ pub struct Claim {
     pub written_bytes: u64,
     /// What the cluster says of itself.
     pub placed: Option<Placed>,
+    /// Space that removed files may have given back meanwhile, as little as a row waits for.
+    pub left_bytes: u64,
     /// Full groups: their blocks have the size that follows from N.
     pub full_groups: bool,
 }
@@ -75,7 +77,7 @@ pub fn disagreements(servers: &[(String, Counters)], stores: &[Store]) -> Vec<St
 /// group has 2 MiB of data, so their size says N.
 fn blocks(claim: &Claim, placed: &Placed, needed: f64) -> Option<String> {
     let (used, count) = (placed.used_bytes as f64, placed.blocks as f64);
-    if used < needed {
+    if used + (claim.left_bytes as f64) < needed {
         return Some(format!("blocks of {used} bytes hold what needs {needed:.0}"));
     }
     let mean = used / count;
@@ -101,8 +103,17 @@ mod tests {
             user_bytes: 100 << 20,
             written_bytes: 151 << 20,
             placed: Some(placed),
+            left_bytes: 0,
             full_groups: true,
         }
+    }
+
+    #[test]
+    fn space_that_comes_back_meanwhile_is_not_taken_for_missing_blocks() {
+        let placed = Placed { used_bytes: 147 << 20, blocks: 147, ..claim().placed.unwrap() };
+        let with = |left_bytes| Claim { placed: Some(placed), left_bytes, ..claim() };
+        assert_eq!(complaints(&with(3 << 20)).len(), 0);
+        assert_eq!(complaints(&with(2 << 20)).len(), 1);
     }
 
     #[test]

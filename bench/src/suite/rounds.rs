@@ -29,6 +29,8 @@ const ROW_SECONDS: u64 = 240;
 const SPACE_SECONDS: u64 = 4;
 /// ... and where it cannot.
 const SPACE_SECONDS_MAX: u64 = 120;
+/// So small a part of a large row that is left of removed files counts as nothing.
+const SETTLED_PART: u64 = 16;
 /// Of a job's file.
 const JOB_BYTES: u64 = 1 << 20;
 /// Random writes of a rank, at most: each page is written once.
@@ -363,6 +365,8 @@ impl<'a> Runner<'a> {
         sample.stores = stores::since(after.stores, &before.stores);
         sample.work = work;
         let settled = !self.unsettled.contains(&system.name);
+        let left = before.placed.map_or(0, |placed| placed.used_bytes);
+        let left = u64::try_from(left).unwrap_or(0);
         let change = after.placed.zip(before.placed).map(|(after, before)| after.since(&before));
         sample.placed = change.filter(|_| settled);
         sample.bfs = change.map(|change| (change.bfs_calls, change.bfs_us));
@@ -375,6 +379,7 @@ impl<'a> Runner<'a> {
                 user_bytes: sample.work.bytes,
                 written_bytes: written,
                 placed: sample.placed,
+                left_bytes: left.min(self.size / SETTLED_PART),
                 full_groups: matches!(row.phase, "stream-write" | "shared-write")
                     && !self.options.smoke,
             });
@@ -463,7 +468,7 @@ impl<'a> Runner<'a> {
         let Kind::Burstbay(cluster) = &system.kind else { return Ok(()) };
         let start = now();
         let limit = if self.options.smoke { 0 } else { SPACE_SECONDS };
-        let small = self.size / 16;
+        let small = self.size / SETTLED_PART;
         let half = cluster.shape.capacity_bytes() / 2;
         let mut left = 0;
         let waited = clock::wait("space comes back", SPACE_SECONDS_MAX, || {
