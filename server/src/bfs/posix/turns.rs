@@ -43,8 +43,9 @@ impl Turns {
         let turn = lock(&self.all).entry(id).or_default().clone();
         let result = turn.wait(sync);
         let mut all = lock(&self.all);
-        // The map's and ours.
-        if Arc::strong_count(&turn) == 2 {
+        // Under the lock, so that the last one to leave sees that it is.
+        drop(turn);
+        if all.get(&id).is_some_and(|turn| Arc::strong_count(turn) == 1) {
             all.remove(&id);
         }
         result
