@@ -38,6 +38,16 @@ pub struct LeaseSeen {
     pub granted: Option<(Duration, Duration)>,
 }
 
+impl LeaseSeen {
+    /// What is known once another state or incarnation of the node was noted, at `started_at`. The
+    /// grant stays: between a process's `Started` and its being noted it may have got a lease, and
+    /// forgotten, that would be taken from it while it counts.
+    #[must_use]
+    pub const fn of_new_process(self, started_at: Option<Duration>) -> Self {
+        Self { started_at, renewed_at: None, granted: self.granted }
+    }
+}
+
 /// What a leader knows.
 #[derive(Clone, Copy, Debug)]
 pub struct Heard<'a> {

@@ -70,6 +70,20 @@ fn two_reporters_and_silence_take_a_node_down_when_its_lease_is_over() {
 }
 
 #[test]
+fn a_lease_that_a_new_process_got_before_its_start_was_noted_is_waited_for() {
+    let mut leader = Leader::of(5, 3);
+    let seen = leader.leases[&NodeId(3)].of_new_process(Some(ms(20_010)));
+    assert_eq!(seen.renewed_at, None, "that was another process");
+    leader.leases.insert(NodeId(3), seen);
+    leader.suspicions = vec![
+        suspicion(&leader.state, 2, 3, 20_500, 22_400),
+        suspicion(&leader.state, 4, 3, 20_500, 22_400),
+    ];
+    assert_eq!(leader.judge(3, 22_500), Judgement::GoesAt(ms(23_130)));
+    assert_eq!(leader.judge(3, 23_130), Judgement::GoesNow);
+}
+
+#[test]
 fn long_silence_needs_no_reporter_and_counts_from_election_and_start() {
     let mut leader = Leader::of(5, 3);
     assert_eq!(leader.judge(3, 25_999), Judgement::Stays);

@@ -102,7 +102,8 @@ impl Council {
             }
             leading.states.insert(id, (node.state, node.incarnation, now));
             let started_at = known.is_some().then_some(now);
-            leading.leases.insert(id, LeaseSeen { started_at, ..LeaseSeen::default() });
+            let before = leading.leases.get(&id).copied().unwrap_or_default();
+            leading.leases.insert(id, before.of_new_process(started_at));
             leading.going.remove(&id);
         }
     }
