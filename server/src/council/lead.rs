@@ -5,8 +5,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bb_cluster::{
-    Change, ClusterState, Command, Heard, Judgement, Known, LeaseSeen, NodeName, NodeState,
-    Reconfigure, Suspicion, Tick, may_take_down, plan,
+    Change, ClusterState, Command, Heard, Judgement, Known, NodeName, NodeState, Reconfigure,
+    Suspicion, Tick, may_take_down, plan,
 };
 use bb_consensus::VoterNumber;
 use bb_proto::cluster::{FilledReplica, HandOver, Lease as LeaseRequest, LeaseReply, Suspect};
