@@ -29,6 +29,7 @@ const STALE_TRIES: u32 = 16;
 /// Groups smaller than this are fetched whole: the next read wants the rest.
 const WHOLE_BYTES_MAX: u64 = 64 << 10;
 /// Where a piece of a read comes from.
+#[derive(Clone)]
 pub(crate) enum Source {
     Group { descriptor: Rc<Granted>, pg_offset: usize },
     Backing,
@@ -204,14 +205,17 @@ impl Inner {
             Source::Group { descriptor, .. } => pieces[&descriptor.pg] > 1,
             Source::Backing | Source::Zeros => false,
         };
-        let get = |plan| {
+        let mut parts = Vec::with_capacity(plans.len());
+        for plan in plans {
             let order = if many(plan) { Order::Sequential } else { order };
-            async move {
-                let permit = self.reading.acquire(self.share_of(plan)).await;
-                (plan, permit, self.fetch_one(file, plan, order, confirmed).await)
-            }
+            split(plan, order, &mut parts);
+        }
+        let get = |(plan, order): (Plan, Order)| async move {
+            let permit = self.reading.acquire(self.share_of(&plan, order)).await;
+            let got = self.fetch_one(file, &plan, order, confirmed).await;
+            (plan, permit, got)
         };
-        let mut gets: FuturesUnordered<_> = plans.iter().map(get).collect();
+        let mut gets: FuturesUnordered<_> = parts.into_iter().map(get).collect();
         while let Some((plan, _permit, got)) = gets.next().await {
             let to = &mut out[index(plan.range.start - range.start)..]
                 [..index(plan.range.end - plan.range.start)];
@@ -228,11 +232,14 @@ impl Inner {
         Ok(())
     }
 
-    /// Memory that a piece may take: whole segments on both ends.
-    fn share_of(&self, plan: &Plan) -> u64 {
+    /// Memory that a piece may take: whole segments on both ends, or the one that it lies in.
+    fn share_of(&self, plan: &Plan, order: Order) -> u64 {
         #[cfg(feature = "planted")]
         if self.planted(crate::Planted::HoldAndWait) {
             return 0;
+        }
+        if order == Order::Sequential && matches!(plan.source, Source::Group { .. }) {
+            return SEGMENT_BYTES as u64;
         }
         let len = plan.range.end - plan.range.start;
         (len + 2 * SEGMENT_BYTES as u64).min(self.reading_bytes_max)
@@ -281,7 +288,9 @@ impl Inner {
         if let Some(here) = here {
             return Ok(here.iter().flat_map(|pieces| pieces.iter().cloned()).collect());
         }
-        let coming = || segments.clone().all(|key| self.cache.knows(key));
+        // Of a large read without order, pieces would be held while others are waited for.
+        let one = order == Order::Strided || segments.clone().nth(1).is_none();
+        let coming = || one && segments.clone().all(|key| self.cache.knows(key));
         if order == Order::Sequential || coming() {
             let get = |key| self.kept(capability, descriptor, key, options);
             let mut gets: FuturesUnordered<_> = segments.map(get).collect();
@@ -384,6 +393,26 @@ pub(crate) fn segments(
     let (pg, data_bytes) = (descriptor.pg, index(descriptor.data_bytes()));
     (pg_offset / SEGMENT_BYTES..(pg_offset + len).div_ceil(SEGMENT_BYTES))
         .map(move |segment| Key::segment(pg, segment * SEGMENT_BYTES, data_bytes))
+}
+
+/// Adds a piece; one that comes in whole segments as one for each, so that none of them is held
+/// while another is waited for: its memory may be what that other one waits for (rule 14).
+fn split(plan: &Plan, order: Order, parts: &mut Vec<(Plan, Order)>) {
+    let (mut at, end) = (plan.range.start, plan.range.end);
+    match &plan.source {
+        Source::Group { descriptor, pg_offset } if order == Order::Sequential => {
+            let mut pg_offset = *pg_offset;
+            while at < end {
+                let left = (SEGMENT_BYTES - pg_offset % SEGMENT_BYTES) as u64;
+                let next = end.min(at + left);
+                let source = Source::Group { descriptor: descriptor.clone(), pg_offset };
+                parts.push((Plan { range: at..next, source }, order));
+                pg_offset += index(next - at);
+                at = next;
+            }
+        }
+        source => parts.push((Plan { range: at..end, source: source.clone() }, order)),
+    }
 }
 
 /// Why a piece did not come.
