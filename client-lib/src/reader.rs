@@ -208,6 +208,12 @@ impl Inner {
         let mut parts = Vec::with_capacity(plans.len());
         for plan in plans {
             let order = if many(plan) { Order::Sequential } else { order };
+            #[cfg(feature = "planted")]
+            if self.planted(crate::Planted::HoldAndWait) {
+                let (range, source) = (plan.range.clone(), plan.source.clone());
+                parts.push((Plan { range, source }, order));
+                continue;
+            }
             split(plan, order, &mut parts);
         }
         let get = |(plan, order): (Plan, Order)| async move {
