@@ -12,8 +12,7 @@ use futures_util::{StreamExt, stream};
 use crate::cache::{Cached, Key, SEGMENT_BYTES};
 use crate::client::Inner;
 use crate::file::File;
-use crate::maps::Granted;
-use crate::node::Node;
+use crate::maps::{Granted, is_later};
 use crate::reader::{Plan, Source, index, segments};
 
 /// First window of read-ahead, in bytes; doubles with each turn.
@@ -140,7 +139,8 @@ impl Inner {
         let (order, wanted) = ahead.follow(range, file.node.size(), most);
         if !wanted.is_empty() {
             ahead.running = true;
-            self.start_ahead(file, wanted);
+            let strided = ahead.even > 0;
+            self.start_ahead(file, wanted, strided);
         }
         order
     }
@@ -191,38 +191,33 @@ impl Inner {
         self.rt().spawn(async move { inner.fetch_pieces(&capability, pieces).await });
     }
 
-    fn start_ahead(self: &Rc<Self>, file: &File, wanted: Vec<Range<u64>>) {
+    fn start_ahead(self: &Rc<Self>, file: &File, wanted: Vec<Range<u64>>, strided: bool) {
         let (inner, node) = (self.clone(), file.node.clone());
         let opened = file.opened.clone();
         let ahead = file.ahead().clone();
         self.rt().spawn(async move {
             let capability = inner.capability_of(&node, &opened.capability.get());
-            inner.fetch_ahead(&node, &capability, &wanted, &ahead).await;
+            let mut plans = Vec::new();
+            for range in &wanted {
+                if inner.plan(&node, &capability, range, &mut plans).await.is_err() {
+                    // Who reads it meets its errors.
+                    break;
+                }
+            }
+            let packed = !strided || are_packed(&plans);
+            // Before anything is fetched: the next read may want what has not begun yet.
+            ahead.borrow_mut().packed = strided && packed;
+            inner.fetch_ahead(&capability, &plans, packed).await;
             ahead.borrow_mut().running = false;
         });
     }
 
-    /// Fetches ranges of a file: in whole segments where they lie side by side in a group, else
-    /// only themselves.
-    async fn fetch_ahead(
-        self: &Rc<Self>,
-        node: &Rc<Node>,
-        capability: &Capability,
-        wanted: &[Range<u64>],
-        ahead: &std::cell::RefCell<ReadAhead>,
-    ) {
-        let mut plans = Vec::new();
-        for range in wanted {
-            if self.plan(node, capability, range, &mut plans).await.is_err() {
-                // Who reads it meets its errors.
-                break;
-            }
-        }
-        let packed = wanted.len() == 1 || are_packed(&plans);
-        ahead.borrow_mut().packed = packed && wanted.len() > 1;
+    /// Fetches pieces of a file: in whole segments where they lie side by side in a group, else only
+    /// themselves.
+    async fn fetch_ahead(self: &Rc<Self>, capability: &Capability, plans: &[Plan], packed: bool) {
         let mut keys = BTreeSet::new();
         let mut wanted = Vec::new();
-        for plan in &plans {
+        for plan in plans {
             let Source::Group { descriptor, pg_offset } = &plan.source else { continue };
             let len = index(plan.range.end - plan.range.start);
             let mut want = |key| {
@@ -324,11 +319,6 @@ impl<'a> Place<'a> {
         let from = *pg_offset as u64;
         Some(Self { group, from, end: from + (plan.range.end - plan.range.start) })
     }
-}
-
-/// True if `pg` was sealed after `before` by the same session.
-fn is_later(pg: PgId, before: PgId) -> bool {
-    pg.session == before.session && pg.sequence > before.sequence
 }
 
 /// True if most of these pieces continue the one before them in its group.

@@ -78,9 +78,7 @@ impl MapPages {
     /// The group that the same session wrote next, as far as these pages name it.
     pub fn group_after(&self, pg: PgId) -> Option<Rc<Granted>> {
         let groups = self.pages.values().flat_map(|page| &page.fragments).map(|(_, group)| group);
-        let later = |group: &&Rc<Granted>| {
-            group.pg.session == pg.session && group.pg.sequence > pg.sequence
-        };
+        let later = |group: &&Rc<Granted>| is_later(group.pg, pg);
         groups.filter(later).min_by_key(|group| group.pg.sequence).cloned()
     }
 
@@ -89,4 +87,9 @@ impl MapPages {
         self.generation += 1;
         self.pages.clear();
     }
+}
+
+/// True if `pg` was sealed after `before` by the same session.
+pub(crate) fn is_later(pg: PgId, before: PgId) -> bool {
+    pg.session == before.session && pg.sequence > before.sequence
 }
