@@ -86,6 +86,8 @@ fn commit(sequence: u32, members: u8, fragments: Vec<Fragment>) -> Mutation {
         },
         epoch: TruncateEpoch(1),
         size_raise: 0,
+        mtime_ns: 0,
+        closes: 0,
         stage: OpId(0),
         descriptor: PgDescriptor {
             pg: PgId { slot: Tick(1), session: SessionId(1), sequence, home: HOME },

@@ -38,8 +38,9 @@ impl PartitionState {
             self.place_fragment(commit, at, fragment, region_log2, &mut ledger);
         }
         self.pgs.settle(&ledger);
-        if commit.size_raise > 0 {
-            self.files.raise_size(commit.capability.fid, commit.epoch, commit.size_raise);
+        if commit.size_raise > 0 || commit.mtime_ns != 0 {
+            let (fid, size) = (commit.capability.fid, commit.size_raise);
+            self.files.raise(fid, commit.epoch, size, commit.mtime_ns);
         }
         PgOutcome::Committed { duplicate: false }
     }

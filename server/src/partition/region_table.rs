@@ -103,6 +103,8 @@ impl RegionTable {
     ) -> RegionOutcome {
         let not_open = RegionOutcome::Refused(RegionRefusal::NotOpen);
         match mutation {
+            // Opened before by whoever has the file's record.
+            RegionMutation::Open { .. } => RegionOutcome::Done,
             RegionMutation::Truncate { .. } => self.truncate(mutation, ledger),
             RegionMutation::TruncateDone { id, epoch } => {
                 self.change(*id, |region| region.truncate_done(*epoch));
