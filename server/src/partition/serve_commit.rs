@@ -18,7 +18,7 @@ use super::apply_commit::{Verdict, region_of};
 use super::engine::Partition;
 use super::host::{PartitionHost, class_of};
 use super::mutation::Mutation;
-use super::pg_mutation::{CommitRecord, CommitRefusal, PgMutation, PgOutcome};
+use super::pg_mutation::{CommitRecord, CommitRefusal, InlineBytes, PgMutation, PgOutcome};
 use super::region_mutation::{RegionId, RegionMutation};
 use super::table::{FileRecords, RegionTerms};
 use crate::files::has_run;
@@ -95,7 +95,7 @@ impl PartitionHost {
         &self,
         partition: &Rc<Partition>,
         commit: &Commit,
-        inline: &[u8],
+        inline: &InlineBytes,
         lessons: Vec<RegionMutation>,
         class: ServiceClass,
     ) -> Result<Option<Response>, Failure> {
@@ -107,7 +107,7 @@ impl PartitionHost {
         #[cfg(feature = "planted")]
         self.free_before_commit(partition, commit);
         let commit = Commit { closes: 0, ..commit.clone() };
-        let record = CommitRecord { commit, absent_members, inline: inline.to_vec() };
+        let record = CommitRecord { commit, absent_members, inline: inline.clone() };
         let mutation = Mutation::Pg(PgMutation::Commit(Box::new(record)));
         let lessons = lessons.into_iter().map(|m| partition.submit(class, Mutation::Region(m)));
         let (_, outcome) = join(join_all(lessons), partition.submit(class, mutation)).await;
@@ -358,10 +358,12 @@ fn inline_bytes(
     commit: &Commit,
     partition: &Partition,
     request: &Incoming,
-) -> Result<Vec<u8>, Failure> {
-    let PgBody::Inline { len, crc } = &commit.descriptor.body else { return Ok(Vec::new()) };
+) -> Result<InlineBytes, Failure> {
+    let PgBody::Inline { len, crc } = &commit.descriptor.body else {
+        return Ok(InlineBytes::default());
+    };
     if commit.descriptor.pg.home != partition.id() {
-        return Ok(Vec::new());
+        return Ok(InlineBytes::default());
     }
     let bytes = request.payload.as_deref().unwrap_or_default();
     if u32::try_from(bytes.len()) != Ok(*len) {
@@ -370,5 +372,5 @@ fn inline_bytes(
     if crc32c(bytes) != *crc {
         return Err(Failure::new(Code::Corrupt, "the bytes of the inline group"));
     }
-    Ok(bytes.to_vec())
+    Ok(bytes.into())
 }

@@ -14,7 +14,7 @@ use crate::partition::fragment_map::Place;
 use crate::partition::mutation::{Mutation, Outcome};
 use crate::partition::pg::Fate;
 use crate::partition::pg_mutation::{
-    CommitRecord, CommitRefusal, FreedMembers, PgMutation, PgOutcome,
+    CommitRecord, CommitRefusal, FreedMembers, InlineBytes, PgMutation, PgOutcome,
 };
 use crate::partition::region_mutation::{
     ProcessId, PurgeMode, Range, RegionId, RegionMutation, RegionOutcome, RegionRefusal, Written,
@@ -74,7 +74,7 @@ fn logged(commit: Commit) -> Mutation {
     Mutation::Pg(PgMutation::Commit(Box::new(CommitRecord {
         commit,
         absent_members: 0,
-        inline: Vec::new(),
+        inline: InlineBytes::default(),
     })))
 }
 
