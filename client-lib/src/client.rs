@@ -1,7 +1,7 @@
 //! The client: what all its files share.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bb_erasure::Geometry;
@@ -15,6 +15,7 @@ use bb_transport::{Address, Caller};
 use crate::cache::PgCache;
 use crate::counters::Counters;
 use crate::error::{Error, Result};
+use crate::forgotten::Forgotten;
 use crate::link::Link;
 use crate::node::Node;
 use crate::options::ClientOptions;
@@ -44,10 +45,7 @@ pub(crate) struct Inner {
     pub options: Rc<ClientOptions>,
     pub recovering: Semaphore,
     pub nodes: RefCell<BTreeMap<Fid, Rc<Node>>>,
-    /// Opens under way.
-    pub opening: Cell<u32>,
-    /// Files forgotten since the first of them began.
-    pub forgotten: RefCell<BTreeSet<Fid>>,
+    pub forgotten: Forgotten,
     /// Bytes that may still be written before the cluster acknowledges some.
     pub budget: Semaphore,
     /// Bytes that reads may have under way: a read takes the share of a whole piece before its
@@ -100,8 +98,7 @@ impl Client {
             io,
             recovering: Semaphore::new(1),
             nodes: RefCell::default(),
-            opening: Cell::new(0),
-            forgotten: RefCell::default(),
+            forgotten: Forgotten::default(),
             budget: Semaphore::new(options.write_back_bytes),
             reading: Semaphore::new(share.max(4 << 20)),
             reading_bytes_max: share.max(4 << 20),

@@ -43,7 +43,7 @@ impl Client {
             if flags & libc::O_TRUNC == 0 { Vec::new() } else { self.inner.dirty_files() };
         let op = OpOpen { path: path.clone(), flags, mode };
         let asked = self.inner.rt().now();
-        let opening = Opening::new(&self.inner);
+        let asking = self.inner.forgotten.asking(asked);
         let reply = self.names(NamespaceOp::Open(op)).await?;
         let attributes =
             reply.attributes.ok_or_else(|| Error::Protocol("open without attributes".into()))?;
@@ -60,7 +60,7 @@ impl Client {
         let fid = bb_proto::Capability::from(&handle.capability).fid;
         let now = self.inner.rt().now();
         let make = || Node::new(&handle, &path, now);
-        let was_forgotten = self.inner.forgotten.borrow().contains(&fid);
+        let was_forgotten = asking.was_forgotten(fid);
         // Of this answer and one that came meanwhile, either may be the older.
         let overtaken = self.inner.nodes.borrow().get(&fid).is_some_and(|node| {
             asked < node.size_heard.get() && handle.size != node.size_acknowledged.get()
@@ -71,7 +71,7 @@ impl Client {
         // Close-to-open: what was known before this open may be out of date.
         node.maps.borrow_mut().forget();
         node.size_asked.set(asked);
-        drop(opening);
+        drop(asking);
         let file = File {
             client: self.clone(),
             node,
@@ -91,25 +91,6 @@ impl Client {
             file.cut(0).await?;
         }
         Ok(file)
-    }
-}
-
-/// An open under way.
-struct Opening<'a>(&'a Inner);
-
-impl<'a> Opening<'a> {
-    fn new(inner: &'a Inner) -> Self {
-        inner.opening.set(inner.opening.get() + 1);
-        Self(inner)
-    }
-}
-
-impl Drop for Opening<'_> {
-    fn drop(&mut self) {
-        self.0.opening.set(self.0.opening.get() - 1);
-        if self.0.opening.get() == 0 {
-            self.0.forgotten.borrow_mut().clear();
-        }
     }
 }
 
@@ -441,9 +422,7 @@ impl Inner {
         let is_this = nodes.get(&node.fid).is_some_and(|other| Rc::ptr_eq(other, node));
         if is_this && node.groups.borrow().is_empty() {
             nodes.remove(&node.fid);
-            if self.opening.get() > 0 {
-                self.forgotten.borrow_mut().insert(node.fid);
-            }
+            self.forgotten.forget(node.fid, self.rt().now());
         }
     }
 

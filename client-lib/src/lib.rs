@@ -9,6 +9,7 @@ mod commit;
 mod counters;
 mod error;
 mod file;
+mod forgotten;
 mod link;
 mod maps;
 mod namespace;

@@ -65,10 +65,16 @@ impl Client {
     /// Attributes, and what this client has of the file. By its id: the number of an inode is given
     /// again when a file is gone, and this client may have more of it.
     async fn stat_op(&self, op: OpPath) -> Result<(Attributes, Option<Rc<Node>>)> {
-        let asked = self.inner.rt().now();
-        let reply = self.names(NamespaceOp::Stat(op)).await?;
-        let mut attributes = reply.attributes.ok_or_else(|| missing("attributes"))?;
-        let fid = reply.file.map(|handle| Capability::from(&handle.capability).fid);
+        let (asked, fid, mut attributes) = loop {
+            let asked = self.inner.rt().now();
+            let asking = self.inner.forgotten.asking(asked);
+            let reply = self.names(NamespaceOp::Stat(op.clone())).await?;
+            let attributes = reply.attributes.ok_or_else(|| missing("attributes"))?;
+            let fid = reply.file.map(|handle| Capability::from(&handle.capability).fid);
+            if !fid.is_some_and(|fid| asking.was_forgotten(fid)) {
+                break (asked, fid, attributes);
+            }
+        };
         let node = fid.and_then(|fid| self.inner.nodes.borrow().get(&fid).cloned());
         if let Some(node) = &node {
             // What was written within an earlier, larger size counts as well: somebody else may

@@ -596,6 +596,25 @@ fn an_open_shows_the_size_of_its_time_also_when_answers_overtake_each_other() {
 }
 
 #[test]
+fn a_stat_shows_what_was_written_before_it_also_when_the_file_is_closed_before_its_answer_comes() {
+    run(27, |rt, fake| async move {
+        let client = fake.client(quick()).await;
+        let file = open(&client, "/f").await;
+        file.pwrite(&pattern(1, 3_000), 0).await.expect("writes");
+        // Answered before the bytes are there, and late.
+        fake.on_request(|request| match request.kind {
+            Kind::Namespace => Fate::AnswerLate(Duration::from_millis(50)),
+            _ => Fate::Served,
+        });
+        let asking = client.clone();
+        let stat = rt.spawn(async move { asking.stat(b"/f").await });
+        rt.sleep(Duration::from_millis(1)).await;
+        file.close().await.expect("closes");
+        assert_eq!(stat.await.expect("runs").expect("there").size, 3_000);
+    });
+}
+
+#[test]
 fn a_close_does_not_bring_back_a_size_that_another_client_has_cut() {
     run(26, |rt, fake| async move {
         let (client, other) = (fake.client(quick()).await, fake.client(quick()).await);
