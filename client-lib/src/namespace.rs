@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use bb_proto::meta::{
     self, Attributes, DirEntry, Namespace, NamespaceOp, NamespaceReply, OpChown, OpMode, OpOpen,
-    OpPath, OpReaddir, OpTimes, OpTruncate, OpTwo, Space,
+    OpPath, OpReaddir, OpTimes, OpTruncate, OpTwo, Process, Space,
 };
 use bb_proto::{Capability, Kind};
 
@@ -244,9 +244,11 @@ impl Inner {
         credentials: &meta::Credentials,
         op: NamespaceOp,
     ) -> Result<NamespaceReply> {
+        // Beyond the end of a session, too: what was begun in it may still be under way.
+        let mut asked = Vec::new();
         loop {
             let session = self.session.id();
-            match self.names_once(credentials, op.clone()).await {
+            match self.names_once(credentials, op.clone(), &mut asked).await {
                 Err(error) if self.recovered(&error, session).await => {}
                 result => return result,
             }
@@ -258,18 +260,23 @@ impl Inner {
         self: &Rc<Self>,
         credentials: &meta::Credentials,
         op: NamespaceOp,
+        asked: &mut Vec<Process>,
     ) -> Result<NamespaceReply> {
         let number = self.session.number();
-        let body = meta::encode(&Namespace {
+        let mut request = Namespace {
             session: number.id.0,
             sequence: number.sequence,
             acknowledged: self.session.acknowledged(),
             credentials: credentials.clone(),
             owner: None,
+            asked: Vec::new(),
             op: Some(op),
-        });
-        let ask = Ask::new(Kind::Namespace, body);
-        let answer = self.link.ask(self.session.partition(), &ask).await?;
+        };
+        let make = |asked: &[Process]| {
+            request.asked = asked.to_vec();
+            Ask::new(Kind::Namespace, meta::encode(&request))
+        };
+        let answer = self.link.ask_telling(self.session.partition(), asked, make).await?;
         Ok(meta::decode(&answer.body)?)
     }
 

@@ -19,6 +19,7 @@ fn request(client: &Client<'_>, acknowledged: ClientSequence, op: NamespaceOp) -
         acknowledged: acknowledged.0,
         credentials: Credentials { uid, gid: uid, groups: vec![], umask: 0 },
         owner: None,
+        asked: Vec::new(),
         op: Some(op),
     })
 }
