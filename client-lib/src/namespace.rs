@@ -288,7 +288,8 @@ impl Inner {
             let path = node.path.borrow().clone();
             let op = NamespaceOp::Open(OpOpen { path, flags, mode: 0 });
             let asked = self.rt().now();
-            let reply = self.names_once(&opened.credentials, op).await?;
+            // It makes nothing: it does not matter who else may have begun it.
+            let reply = self.names_once(&opened.credentials, op, &mut Vec::new()).await?;
             match reply.file {
                 Some(handle) if Capability::from(&handle.capability).fid == node.fid => {
                     let capability = Capability::from(&handle.capability);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bb_cluster::{ClusterMap, DeviceEntry, NodeEntry, PartitionEntry};
 use bb_proto::meta::{
     Credentials, FileHandle, FileRegions, FileSize, FileStat, FileState, Namespace, NamespaceOp,
-    NamespaceReply, OpMode, OpOpen, OpPath, OpTwo, RegionOperation, RegionOperationReply,
+    NamespaceReply, OpMode, OpOpen, OpPath, OpTwo, Process, RegionOperation, RegionOperationReply,
     SessionOpen, SessionOpenReply, decode, encode,
 };
 use bb_proto::{
@@ -231,8 +231,14 @@ impl World {
         let bfs: Rc<dyn bb_server::bfs::Bfs> = process.clone();
         bfs.hold(ProcessId::new(1, incarnation.0)).await.expect("lock");
         let address = Address::from("n1");
-        let shared =
-            Rc::new(Shared::new(&domain, NodeId(1), address, incarnation, map(incarnation), Tick(1000)));
+        let shared = Rc::new(Shared::new(
+            &domain,
+            NodeId(1),
+            address,
+            incarnation,
+            map(incarnation),
+            Tick(1000),
+        ));
         let caller: Rc<dyn Caller> = Rc::new(ToWorld(Rc::downgrade(self)));
         let mut replay = PartitionReplay::new();
         for (partition, record) in self.records.borrow().iter() {
