@@ -326,6 +326,29 @@ fn rule_10_the_old_primarys_last_write_never_replaces_newer_bytes() {
     });
 }
 
+#[test]
+fn rule_10_a_creation_that_hangs_in_a_dead_primary_does_not_bring_a_removed_file_back() {
+    in_cluster(4, |world| async move {
+        const HANG_MAX: Duration = Duration::from_secs(90);
+        let maker = client(&world).await;
+        let mut replicas = world.nodes().into_iter().flat_map(|node| node.partitions());
+        let home = replicas.find(|p| p.state().sessions.iter().next().is_some());
+        let home = home.expect("its session is somewhere").id();
+        let hang = BfsFaults { hang_ppm: 1_000_000, hang_max: HANG_MAX, ..BfsFaults::default() };
+        world.bfs.set_faults(hang);
+        let opening = maker.client.clone();
+        let making = maker.rt.spawn(async move { opening.open(b"/made", FLAGS, 0o644).await });
+        world.rt.sleep(Duration::from_millis(200)).await;
+        take_away(&primary(&world, home));
+        world.bfs.set_faults(BfsFaults::default());
+        let file = making.await.expect("alive").expect("made in the end");
+        file.close().await.expect("closed");
+        maker.client.unlink(b"/made").await.expect("removed");
+        world.rt.sleep(HANG_MAX).await;
+        assert!(world.bfs.files().is_empty(), "it is there again");
+    });
+}
+
 /// The longest that a write with its fsync took while a server ended in good order.
 async fn longest_pause(world: &Rc<World>, victim: &Rc<Machine>) -> Duration {
     let writer = client(world).await;
