@@ -28,7 +28,8 @@ pub enum Ordeal {
     ForeignDevice,
     /// Rule 8: the backing file system refuses to remove names.
     FailingUnlink,
-    /// Rule 10: writes of a killed process hang in the backing file system and finish late.
+    /// Rule 10: writes and creations of a killed process hang in the backing file system and finish
+    /// late.
     HungWrite,
     /// Rule 12: the log rots in its middle while nobody runs.
     DamagedLog,
@@ -66,7 +67,10 @@ impl Ordeal {
             Self::ForeignDevice => foreign_device(world).await,
             Self::DamagedLog => damaged_log(world).await,
             Self::FailingUnlink => failing_unlink(world).await,
-            Self::HungWrite => hung_write(world).await,
+            Self::HungWrite => {
+                hung_write(world).await?;
+                hung_creation(world).await
+            }
             Self::TornLog => torn_log(world).await,
             Self::FewBuffers => few_buffers(world).await,
             Self::ManyFragments => many_fragments(world).await,
@@ -216,6 +220,35 @@ async fn failing_unlink(world: &Rc<World>) -> Result<(), String> {
 
 /// For calls that wait for a killed process's calls to end.
 const PATIENCE: Duration = Duration::from_secs(100);
+
+async fn hung_creation(world: &Rc<World>) -> Result<(), String> {
+    const ROUNDS: usize = 4;
+    const HANG_MAX: Duration = Duration::from_secs(8);
+    for round in 0..ROUNDS {
+        let process = connect_for(world, 8 << 20, PATIENCE).await?;
+        let path = format!("/ordeal-made{round}").into_bytes();
+        let hang = BfsFaults { hang_ppm: 600_000, hang_max: HANG_MAX, ..BfsFaults::default() };
+        world.bfs.set_faults(hang);
+        let (client, name) = (process.client.clone(), path.clone());
+        let flags = libc::O_RDWR | libc::O_CREAT;
+        let making = process.rt.spawn(async move { client.open(&name, flags, 0o644).await });
+        world.pause(Duration::from_millis(100)).await;
+        world.first().kill();
+        world.bfs.set_faults(BfsFaults::default());
+        if !world.first().start_until_serving(PATIENCE).await {
+            return Err(format!("does not start: {:?}", world.first().start_mistake()));
+        }
+        let file = making.await.map_err(text)?.map_err(text)?;
+        file.close().await.map_err(text)?;
+        process.client.unlink(&path).await.map_err(text)?;
+        world.rt.sleep(HANG_MAX).await;
+        if world.bfs.files().contains_key(&path) {
+            return Err("a file that was removed is there again".to_owned());
+        }
+        world.kill_client(&process);
+    }
+    Ok(())
+}
 
 async fn hung_write(world: &Rc<World>) -> Result<(), String> {
     const ROUNDS: usize = 6;
