@@ -29,6 +29,7 @@ const SUBMISSION_ENTRIES_MIN: u32 = 8;
 const DRAIN_MS_MAX: u32 = 2000;
 
 pub(super) struct Ring {
+    pub(super) owner: RingOwner,
     uring: RefCell<IoUring>,
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<usize>>,
@@ -46,6 +47,7 @@ impl Ring {
     pub(super) fn new(options: &UringOptions) -> Result<Rc<Self>, UringError> {
         let uring = build(options)?;
         let ring = Rc::new(Self {
+            owner: options.owner,
             uring: RefCell::new(uring),
             slots: RefCell::new(Vec::new()),
             free: RefCell::new(Vec::new()),
