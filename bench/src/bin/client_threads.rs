@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::rc::Rc;
@@ -102,8 +102,7 @@ impl Caller for Peer {
 /// The other process: sends back what comes.
 fn echo() -> Result<(), Failure> {
     let mut input = std::io::stdin().lock();
-    let mut output =
-        UnixStream::from(OwnedFd::from(std::os::fd::AsFd::as_fd(&input).try_clone_to_owned()?));
+    let mut output = UnixStream::from(input.as_fd().try_clone_to_owned()?);
     let mut bytes = [0; 4096];
     loop {
         match input.read(&mut bytes)? {

@@ -288,8 +288,7 @@ impl Shared {
         };
         let Some(led) = &*core else { return Some(job) };
         let turn = catch_unwind(AssertUnwindSafe(|| {
-            self.begin_queued(led, Some(job));
-            led.executor.assist();
+            led.executor.assist(|| self.begin_queued(led, Some(job)));
         }));
         if turn.is_err() {
             self.give_up(core);

@@ -65,6 +65,16 @@ fn wait_at(shared: &Arc<Shared>, gate: &Arc<Gate>, number: u64) -> Result<()> {
     })
 }
 
+fn pass(shared: &Arc<Shared>, gate: &Gate) -> Result<()> {
+    let job = || gate.pass();
+    shared.call(move |_| {
+        Box::pin(async move {
+            job();
+            Ok(())
+        })
+    })
+}
+
 fn local(shared: &Arc<Shared>, count: &AtomicU64) {
     let job = || count.fetch_add(1, Ordering::Relaxed);
     shared.call(move |_| Box::pin(async move { Ok(job()) })).expect("nothing fails");
@@ -133,7 +143,7 @@ fn local_calls_return_by_themselves_while_the_leader_sleeps() {
                 }
             });
             // Ends the leader's own job, which must wake it.
-            shared.call(|_| Box::pin(async { Ok(gate.pass()) })).expect("nothing fails");
+            pass(&shared, &gate).expect("nothing fails");
             sleeps
         })
     });
@@ -227,13 +237,13 @@ fn a_client_that_is_stopped_waits_for_the_leader_and_drops_the_others_calls() {
             until(|| lock(&shared.turn).waiting.len() == 1);
             shared.stop();
             local(&shared, &ended);
-            shared.call(|_| Box::pin(async { Ok(first.pass()) })).expect("it is not over yet");
+            pass(&shared, &first).expect("it is not over yet");
             leader.join().expect("no panic").expect("it had the executor");
             ended.fetch_add(1, Ordering::SeqCst);
             // The follower may lead once more before the end, or is told of it.
             second.passed.fetch_add(1, Ordering::SeqCst);
             shared.wake_leader();
-            let _ = shared.call(|_| Box::pin(async { Ok(second.pass()) }));
+            let _ = pass(&shared, &second);
             let _ = follower.join().expect("no panic");
         });
     });

@@ -2,7 +2,7 @@
 //!
 //! One of them, the *leader*, makes one [`Executor::step`] after the other. Between two of them it
 //! does not hold the lock, and it is there that it sleeps. Meanwhile any other thread may take the
-//! lock, spawn, and [`Executor::assist`]. Nothing is slept through:
+//! lock and begin tasks with [`Executor::assist`]. Nothing is slept through:
 //!
 //! - Completions are taken by the leader alone. Whatever comes after its last look ends its sleep,
 //!   or keeps it from beginning, also where the request was submitted by somebody else.
@@ -72,11 +72,13 @@ impl Executor {
         Step::GiveWay
     }
 
-    /// Runs what is ready, on a thread that does not lead, and hands over what that has queued.
-    pub fn assist(&self) {
+    /// Begins tasks on a thread that does not lead, runs what is ready, and hands over what that
+    /// has queued.
+    pub fn assist(&self, begin: impl FnOnce()) {
         let inner = &self.inner;
         // What is woken from here on is run below, or found by the look after that.
         inner.queue.parked.store(false, Ordering::SeqCst);
+        begin();
         inner.run_ready();
         inner.driver.submit();
         let Some(resting) = inner.resting.get() else {

@@ -77,8 +77,7 @@ impl Together {
 
     fn assist(&self, begin: impl FnOnce(&Rt, &Uring)) {
         let core = self.lock();
-        begin(&core.executor.rt(), &core.uring);
-        core.executor.assist();
+        core.executor.assist(|| begin(&core.executor.rt(), &core.uring));
     }
 }
 
