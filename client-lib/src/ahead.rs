@@ -268,6 +268,7 @@ impl Inner {
                     Cached::Fetch(fetching) => Some((key.range(), fetching)),
                     Cached::Here(_) | Cached::Coming(_) => None,
                 };
+                keys.retain(|key| !self.cache.was_read(*key));
                 let (ranges, fetching): (Vec<_>, Vec<_>) = keys.into_iter().filter_map(get).unzip();
                 let capability = descriptor.capability(capability);
                 let got = self.io.fetch_scattered(&capability, &descriptor, &ranges).await;
@@ -289,6 +290,9 @@ impl Inner {
         self.link.count(|counters| counters.read_ahead += pieces.len() as u64);
         stream::iter(pieces)
             .for_each_concurrent(AHEAD_PARALLEL, |(descriptor, key)| async move {
+                if self.cache.knows(key) || self.cache.was_read(key) {
+                    return;
+                }
                 // Who reads it meets its errors.
                 let options = ReadOptions::default();
                 let capability = descriptor.capability(capability);

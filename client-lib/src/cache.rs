@@ -2,7 +2,7 @@
 //! date; what a file's bytes are is for its fragment map to say.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -13,6 +13,9 @@ use bb_runtime::sync::Notify;
 
 /// Size of the pieces that are kept, in bytes.
 pub(crate) const SEGMENT_BYTES: usize = 256 << 10;
+
+/// Pieces of which it is remembered that they were read: more than one turn of read-ahead fetches.
+const READ_REMEMBERED: usize = 128;
 
 /// A piece of a group.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -33,6 +36,11 @@ impl Key {
     pub fn segment(pg: PgId, at: usize, data_bytes: usize) -> Self {
         let from = at - at % SEGMENT_BYTES;
         Self::new(pg, from, SEGMENT_BYTES.min(data_bytes.saturating_sub(from)))
+    }
+
+    /// True for a whole one.
+    pub const fn is_segment(&self) -> bool {
+        self.len() == SEGMENT_BYTES && self.from().is_multiple_of(SEGMENT_BYTES)
     }
 
     /// Where in the group's data, in bytes.
@@ -62,7 +70,7 @@ pub(crate) enum Cached {
 }
 
 enum Entry {
-    Here { pieces: Rc<Vec<Piece>>, bytes: u64, stamp: u64 },
+    Here { pieces: Rc<Vec<Piece>>, bytes: u64, stamp: u64, taken: usize },
     Coming(Notify),
 }
 
@@ -76,6 +84,8 @@ pub(crate) struct PgCache {
     stamp: Cell<u64>,
     entries: RefCell<BTreeMap<Key, Entry>>,
     order: RefCell<BTreeMap<u64, Key>>,
+    /// Pieces of streams that went because all of them was read, the latest last.
+    read: RefCell<VecDeque<Key>>,
 }
 
 /// Somebody fetches a piece. Dropped without [`Fetching::done`], others fetch it themselves.
@@ -95,6 +105,7 @@ impl PgCache {
             stamp: Cell::new(0),
             entries: RefCell::default(),
             order: RefCell::default(),
+            read: RefCell::default(),
         })
     }
 
@@ -136,6 +147,35 @@ impl PgCache {
         Cached::Fetch(Fetching { cache: self.clone(), key })
     }
 
+    /// True for what is read through rather than kept: of so much, nothing would be here any more when it
+    /// is read again.
+    pub const fn is_stream(&self, file_bytes: u64) -> bool {
+        file_bytes > self.limit_bytes
+    }
+
+    /// So many bytes of a piece of a stream were read. It goes with the last of them: its memory, which
+    /// the processor still has at hand, takes what is fetched next.
+    pub fn took(&self, key: Key, len: usize) {
+        let mut entries = self.entries.borrow_mut();
+        let Some(Entry::Here { taken, stamp, bytes, .. }) = entries.get_mut(&key) else { return };
+        *taken += len;
+        if *taken >= key.len() {
+            self.order.borrow_mut().remove(stamp);
+            self.used_bytes.set(self.used_bytes.get() - *bytes);
+            entries.remove(&key);
+            let mut read = self.read.borrow_mut();
+            if read.len() == READ_REMEMBERED {
+                read.pop_front();
+            }
+            read.push_back(key);
+        }
+    }
+
+    /// True if all of a piece was read just now: who wanted it ahead of that has come too late.
+    pub fn was_read(&self, key: Key) -> bool {
+        self.read.borrow().contains(&key)
+    }
+
     /// The most that was kept.
     pub fn used_bytes_max(&self) -> u64 {
         self.used_bytes_max.get()
@@ -170,7 +210,7 @@ impl Fetching {
             return;
         }
         let stamp = cache.tick();
-        let entry = Entry::Here { pieces: pieces.clone(), bytes, stamp };
+        let entry = Entry::Here { pieces: pieces.clone(), bytes, stamp, taken: 0 };
         let before = cache.entries.borrow_mut().insert(self.key, entry);
         cache.order.borrow_mut().insert(stamp, self.key);
         cache.used_bytes.set(cache.used_bytes.get() + bytes);

@@ -38,7 +38,8 @@ enum Step {
 }
 
 impl Inner {
-    /// Commits `part` of a group at its partition. For home, `others` are the participants.
+    /// Commits `part` of a group at its partition. For home, `others` are the participants. Where that
+    /// is all of the group, and the file's record is there, `closes` is the open that ends with it.
     #[expect(clippy::too_many_arguments, reason = "a commit is what it is")]
     pub async fn commit(
         self: &Rc<Self>,
@@ -47,6 +48,7 @@ impl Inner {
         part: &Part,
         others: &[PartitionId],
         payload: Vec<Buf>,
+        closes: u64,
         session: SessionId,
         give_up: bb_runtime::Instant,
     ) -> End {
@@ -65,6 +67,8 @@ impl Inner {
                 capability,
                 epoch: node.epoch.get(),
                 size_raise: if raise { end } else { 0 },
+                mtime_ns: if is_record { node.mtime_ns.get() } else { 0 },
+                closes: if is_record { closes } else { 0 },
                 stage: OpId(0),
                 descriptor: descriptor.clone(),
                 participants: others.to_vec(),
@@ -77,6 +81,7 @@ impl Inner {
                     if raise {
                         node.raised(commit.epoch, end, self.rt().now());
                     }
+                    node.told_time(commit.mtime_ns);
                     return End::Done;
                 }
                 Err(error) => {

@@ -358,7 +358,12 @@ impl Drop for File {
 async fn close(inner: Rc<Inner>, node: Rc<Node>, opened: Rc<Opened>) -> Result<()> {
     opened.closing.set(true);
     let writer = opened.flags & libc::O_ACCMODE != libc::O_RDONLY;
-    let flushed = if writer { inner.flush(&node).await } else { Ok(()) };
+    let flushed = if writer { inner.flush_last(&node, &opened).await } else { Ok(false) };
+    if matches!(flushed, Ok(true)) {
+        node.opens.borrow_mut().retain(|other| !Rc::ptr_eq(other, &opened));
+        inner.forget_unused(&node);
+        return Ok(());
+    }
     let raise = if flushed.is_ok() && writer { node.reached.get() } else { 0 };
     let mtime_ns = if writer { node.mtime_ns.take() } else { 0 };
     let epoch = node.epoch.get();

@@ -83,6 +83,10 @@ pub(crate) struct Group {
     pub resolved: Cell<bool>,
     /// Its bytes were given up; the error is on the node.
     pub failed: Cell<bool>,
+    /// The open that its commit shall end, 0 for none.
+    pub closes: Cell<u64>,
+    /// The one that it has ended.
+    pub closed: Cell<u64>,
 }
 
 /// Bytes of a sealed group: slabs of equal size, zeros behind the bytes in use.
@@ -262,6 +266,13 @@ impl Node {
         if epoch == self.epoch.get() {
             self.saw_size(self.size_acknowledged.get().max(end));
             self.size_heard.set(now);
+        }
+    }
+
+    /// A commit told the file's time. One that is still under way may tell an older one after it.
+    pub fn told_time(&self, mtime_ns: i64) {
+        if mtime_ns == self.mtime_ns.get() && self.groups.borrow().len() == 1 {
+            self.mtime_ns.set(0);
         }
     }
 

@@ -65,7 +65,7 @@ impl Default for ClientOptions {
             write_back_bytes: 64 << 20,
             sealed_per_file_max: 4,
             read_cache_bytes: 32 << 20,
-            read_ahead_bytes: 8 << 20,
+            read_ahead_bytes: 4 << 20,
             map_age_max: Duration::from_secs(1),
             inline_bytes_max: 16 << 10,
         }

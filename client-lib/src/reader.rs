@@ -9,13 +9,14 @@ use bb_erasure::crc32c;
 use bb_pgio::{Piece, ReadError, ReadOptions};
 use bb_proto::meta::{self, Lookup, LookupReply, PgStatus, PgStatusReply, ReadThrough};
 use bb_proto::{
-    Capability, Code, Fragment, Kind, PAYLOAD_BYTES_MAX, PgDescriptor, PgId, Reader, partition_of,
+    Capability, Code, Fragment, Kind, PAYLOAD_BYTES_MAX, PgBody, PgDescriptor, PgId, Reader,
+    partition_of,
 };
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 use crate::ahead::Order;
-use crate::cache::{Cached, Key, SEGMENT_BYTES};
+use crate::cache::{Cached, Fetching, Key, SEGMENT_BYTES};
 use crate::client::Inner;
 use crate::error::{Error, Result};
 use crate::file::File;
@@ -117,8 +118,13 @@ impl Inner {
                 let both = fragment.offset.max(part.start)..fragment.end().min(part.end);
                 subtract(&mut gaps, &both);
                 let pg_offset = fragment.pg_offset as usize + index(both.start - fragment.offset);
-                let descriptor = descriptor.clone();
-                plans.push(Plan { range: both, source: Source::Group { descriptor, pg_offset } });
+                if !continues(plans.last_mut(), &both, descriptor, pg_offset) {
+                    let descriptor = descriptor.clone();
+                    plans.push(Plan {
+                        range: both,
+                        source: Source::Group { descriptor, pg_offset },
+                    });
+                }
             }
             for gap in gaps {
                 let cut = gap.end.min(page.zeros_from.max(gap.start));
@@ -219,10 +225,10 @@ impl Inner {
         let get = |(plan, order): (Plan, Order)| async move {
             let permit = self.reading.acquire(self.share_of(&plan, order)).await;
             let got = self.fetch_one(file, &plan, order, confirmed).await;
-            (plan, permit, got)
+            (plan, order, permit, got)
         };
         let mut gets: FuturesUnordered<_> = parts.into_iter().map(get).collect();
-        while let Some((plan, _permit, got)) = gets.next().await {
+        while let Some((plan, order, _permit, got)) = gets.next().await {
             let to = &mut out[index(plan.range.start - range.start)..]
                 [..index(plan.range.end - plan.range.start)];
             match got? {
@@ -232,10 +238,28 @@ impl Inner {
                     to[..have].copy_from_slice(&bytes[..have]);
                     to[have..].fill(0);
                 }
-                Got::Pieces(pg_offset, pieces) => copy_pieces(pg_offset, &pieces, to),
+                Got::Pieces(pg_offset, pieces) => {
+                    copy_pieces(pg_offset, &pieces, to);
+                    if self.cache.is_stream(file.node.size()) {
+                        self.took(&plan, order);
+                    }
+                }
             }
         }
         Ok(())
+    }
+
+    /// A part of a stream was read.
+    fn took(&self, plan: &Plan, order: Order) {
+        let Source::Group { descriptor, pg_offset } = &plan.source else { return };
+        let len = index(plan.range.end - plan.range.start);
+        if order == Order::Strided {
+            self.cache.took(Key::new(descriptor.pg, *pg_offset, len), len);
+        }
+        for key in segments(descriptor, *pg_offset, len) {
+            let (from, end) = (key.from().max(*pg_offset), key.range().end.min(pg_offset + len));
+            self.cache.took(key, end - from);
+        }
     }
 
     /// Memory that a piece may take: whole segments on both ends, or the one that it lies in.
@@ -330,11 +354,63 @@ impl Inner {
                 Cached::Fetch(fetching) => break fetching,
             }
         };
+        if key.is_segment() && self.has_room_for_all(descriptor) && self.io.lacks_data(descriptor) {
+            return self.kept_across(capability, descriptor, key, fetching, options).await;
+        }
         let (pieces, _) =
             self.io.fetch(capability, descriptor, key.from(), key.len(), options).await?;
         let pieces = Rc::new(pieces);
         fetching.done(&pieces);
         Ok(pieces)
+    }
+
+    /// True if segments lie in one block each, and memory for those of all blocks can be had several
+    /// times over: nobody who waits for memory holds any, but who takes more than he must may keep
+    /// them waiting.
+    fn has_room_for_all(&self, descriptor: &PgDescriptor) -> bool {
+        let PgBody::Blocks { block_log2, members, .. } = &descriptor.body else { return false };
+        let stats = self.link.pool().stats();
+        let free = stats.total_bytes.saturating_sub(stats.used_bytes);
+        1_usize.checked_shl(u32::from(*block_log2)).is_some_and(|block| block >= SEGMENT_BYTES)
+            && free / 4 >= (members.len() * SEGMENT_BYTES) as u64
+    }
+
+    /// A segment of a group in which a data block is out of reach: with those beside it in the other
+    /// blocks, which it takes to compute the one that is missing, and which are wanted as well by who
+    /// reads in order. So each is fetched once.
+    async fn kept_across(
+        self: &Rc<Self>,
+        capability: &Capability,
+        descriptor: &PgDescriptor,
+        key: Key,
+        fetching: Fetching,
+        options: ReadOptions,
+    ) -> std::result::Result<Rc<Vec<Piece>>, ReadError> {
+        let PgBody::Blocks { data, block_log2, .. } = descriptor.body else {
+            return Err(ReadError::Descriptor("not in blocks".into()));
+        };
+        let inside = key.from() % (1 << block_log2);
+        let others = (0..usize::from(data))
+            .map(|index| Key::new(descriptor.pg, (index << block_log2) + inside, key.len()))
+            .filter(|other| *other != key && !self.cache.was_read(*other));
+        let mut claimed: Vec<(Key, Fetching)> = others
+            .filter_map(|other| match self.cache.get(other) {
+                Cached::Fetch(fetching) => Some((other, fetching)),
+                Cached::Here(_) | Cached::Coming(_) => None,
+            })
+            .collect();
+        claimed.push((key, fetching));
+        let row = self.io.fetch_across(capability, descriptor, key.from(), key.len(), options);
+        let mut row = row.await?;
+        let mut mine = Rc::default();
+        for (key, fetching) in claimed {
+            let Some(at) = row.iter().position(|piece| piece.pg_offset == key.from()) else {
+                continue;
+            };
+            mine = Rc::new(vec![row.swap_remove(at)]);
+            fetching.done(&mine);
+        }
+        Ok(mine)
     }
 
     /// Bytes that no fragment covers.
@@ -388,6 +464,24 @@ impl Inner {
             _ => Ok(None),
         }
     }
+}
+
+/// True if a piece goes on where the last one ends, in the file and in its group: one piece, that a
+/// border of pages of the map has cut. The last one then covers it, too.
+fn continues(
+    last: Option<&mut Plan>,
+    range: &Range<u64>,
+    group: &Granted,
+    pg_offset: usize,
+) -> bool {
+    let Some(Plan { range: before, source }) = last else { return false };
+    let Source::Group { descriptor, pg_offset: from } = source else { return false };
+    let end = *from + index(before.end - before.start);
+    let goes_on = before.end == range.start && descriptor.pg == group.pg && end == pg_offset;
+    if goes_on {
+        before.end = range.end;
+    }
+    goes_on
 }
 
 /// The segments that hold a range of a group's data.

@@ -129,8 +129,15 @@ impl Inner {
         let home_at = parts.iter().position(|p| p.partition == pg.home).unwrap_or(0);
         let home = parts.swap_remove(home_at);
         let others: Vec<PartitionId> = parts.iter().map(|p| p.partition).collect();
-        match self.commit(node, &descriptor, &home, &others, payload, session, give_up).await {
-            End::Done => done(group, &home.fragments),
+        let is_all = parts.is_empty() && home.fragments == *group.left.borrow();
+        let closes = if is_all && home.partition == record_at { group.closes.get() } else { 0 };
+        let end =
+            self.commit(node, &descriptor, &home, &others, payload, closes, session, give_up).await;
+        match end {
+            End::Done => {
+                done(group, &home.fragments);
+                group.closed.set(closes);
+            }
             End::Again => return Err(Stop::Again),
             End::Refused(Error::NoSpace) if travels => {
                 *inline = false;
@@ -153,7 +160,7 @@ impl Inner {
     ) -> std::result::Result<(), Stop> {
         let ends =
             join_all(parts.iter().map(|part| {
-                self.commit(node, descriptor, part, &[], Vec::new(), session, give_up)
+                self.commit(node, descriptor, part, &[], Vec::new(), 0, session, give_up)
             }))
             .await;
         let (mut failure, mut unknown) = (None, Vec::new());
@@ -376,7 +383,8 @@ impl Inner {
     ) {
         loop {
             let (session, give_up) = (descriptor.pg.session, self.link.give_up());
-            let end = self.commit(node, descriptor, part, &[], Vec::new(), session, give_up).await;
+            let end =
+                self.commit(node, descriptor, part, &[], Vec::new(), 0, session, give_up).await;
             if !matches!(end, End::Unknown(_)) {
                 return;
             }

@@ -10,7 +10,7 @@ use futures_util::future::{Either, select};
 
 use crate::client::Inner;
 use crate::error::{Error, Result};
-use crate::node::{Contents, Group, Node, OpenGroup, ranges_of};
+use crate::node::{Contents, Group, Node, OpenGroup, Opened, ranges_of};
 use crate::packer::Packer;
 
 /// First memory of an open group: what small files get by with. Its bytes are copied once more when
@@ -209,10 +209,29 @@ impl Inner {
             contents: RefCell::new(Some(contents)),
             resolved: Cell::new(false),
             failed: Cell::new(false),
+            closes: Cell::new(0),
+            closed: Cell::new(0),
         });
         node.groups.borrow_mut().push(group.clone());
         let (inner, node) = (self.clone(), node.clone());
         self.rt().spawn(async move { inner.store(&node, &group).await });
+    }
+
+    /// Flushes because `opened` is being closed. True if that ended with the commit of what was left to
+    /// write, and all that a close tells was told with it.
+    pub async fn flush_last(self: &Rc<Self>, node: &Rc<Node>, opened: &Opened) -> Result<bool> {
+        self.seal(node);
+        let last = match &node.groups.borrow()[..] {
+            [only] => Some(only.clone()),
+            _ => None,
+        };
+        if let Some(group) = &last {
+            // If its commit is under way already, it is closed by a request of its own.
+            group.closes.set(opened.open_id.get());
+        }
+        self.flush(node).await?;
+        let closed = last.is_some_and(|group| group.closed.get() == opened.open_id.get());
+        Ok(closed && node.reached.get() == 0 && node.mtime_ns.get() == 0)
     }
 
     /// Seals, and waits until everything sealed so far is acknowledged or has failed.

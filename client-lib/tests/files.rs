@@ -69,6 +69,31 @@ fn what_one_client_closes_another_reads() {
 }
 
 #[test]
+fn the_commit_of_a_small_file_closes_it_and_tells_size_and_time() {
+    run(1, |_rt, fake| async move {
+        let client = fake.client(quick()).await;
+        let (small, twice) = (open(&client, "/small").await, open(&client, "/twice").await);
+        small.pwrite(&pattern(1, 3_901), 0).await.expect("writes");
+        small.close().await.expect("closes");
+        let asked = |kind| fake.state.borrow().served.get(&kind).copied().unwrap_or(0);
+        assert_eq!((asked(Kind::Commit), asked(Kind::FileClose), asked(Kind::FileSize)), (1, 0, 0));
+        // Written, and durable before: nothing is left for a commit to say.
+        twice.pwrite(&pattern(2, 3_901), 0).await.expect("writes");
+        twice.fsync().await.expect("fsync");
+        let other = open(&client, "/twice").await;
+        other.pwrite(&pattern(3, 100), 5_000).await.expect("writes");
+        // Of two opens, each is ended once.
+        let closed = futures_util::future::join(twice.close(), other.close()).await;
+        closed.0.and(closed.1).expect("both close");
+        let state = fake.state.borrow();
+        let told = state.files.values().map(|f| (f.opens, f.mtime_ns != 0));
+        assert_eq!(told.collect::<Vec<_>>(), [(0, true), (0, true)]);
+        let size = |path: &[u8]| state.files[path].size;
+        assert_eq!((size(b"/small"), size(b"/twice")), (3_901, 5_100));
+    });
+}
+
+#[test]
 fn random_reads_writes_truncates_and_reopens_match_a_byte_array() {
     for seed in 0..12 {
         run(seed, |rt, fake| async move {
@@ -333,6 +358,29 @@ fn a_lost_device_is_made_good_by_parity() {
         let file = open(&client, "/g").await;
         file.pwrite(&data, 0).await.expect("writes");
         file.close().await.expect("goes to the other three");
+    });
+}
+
+#[test]
+fn what_a_block_is_computed_from_is_not_fetched_again_where_it_is_read_itself() {
+    run(9, |_rt, fake| async move {
+        const LEN: usize = 8 << 20;
+        let client = fake.client(quick()).await;
+        let file = open(&client, "/f").await;
+        file.pwrite(&pattern(3, LEN), 0).await.expect("writes");
+        file.close().await.expect("closes");
+        // Of some groups a data block is gone, of others the parity, or nothing.
+        fake.change_map(|map| map.devices[1].state = DeviceState::Failed.into());
+        let reader = fake.client(ClientOptions { read_cache_bytes: 6 << 20, ..quick() }).await;
+        let file = reader.open(b"/f", libc::O_RDONLY, 0).await.expect("opens");
+        let (mut out, data) = (vec![0; 50_000], pattern(3, LEN));
+        for at in (0..LEN).step_by(out.len()) {
+            let len = file.pread(&mut out, at as u64).await.expect("reads");
+            assert!(out[..len] == data[at..at + len], "at {at}");
+        }
+        assert!(reader.reconstructed_blocks() >= 4, "{}", reader.reconstructed_blocks());
+        let gets = fake.state.borrow().served[&Kind::GetBlock];
+        assert!((32..=34).contains(&gets), "{gets} requests for 32 segments");
     });
 }
 

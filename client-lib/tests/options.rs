@@ -86,6 +86,47 @@ fn without_read_ahead_each_read_fetches_what_it_was_asked_for_and_nothing_more()
     assert!(ahead > 0 && fewer < single / 2, "{ahead} pieces, {fewer} requests");
 }
 
+/// Reads a file of 4 MiB twice in its order: requests for blocks after each time, and the most that
+/// was kept.
+fn reading_twice(read_cache_bytes: u64) -> (u64, u64, u64) {
+    let executor = Executor::simulated(10);
+    let rt = executor.rt();
+    let fake: Rc<Fake> = Fake::new(&rt);
+    executor.block_on(async move {
+        const LEN: usize = 4 << 20;
+        let writer = fake.client(ClientOptions::default()).await;
+        let file = writer.open(b"/f", RDWR_CREATE, 0o644).await.expect("opens");
+        file.pwrite(&vec![7; LEN], 0).await.expect("writes");
+        file.close().await.expect("closes");
+        let options =
+            ClientOptions { read_cache_bytes, read_ahead_bytes: 1 << 20, ..Default::default() };
+        let reader = fake.client(options).await;
+        let file = reader.open(b"/f", libc::O_RDONLY, 0).await.expect("opens");
+        let mut out = vec![0; 50_000];
+        let mut gets = Vec::new();
+        for _ in 0..2 {
+            for at in (0..LEN as u64).step_by(out.len()) {
+                assert!(file.pread(&mut out, at).await.expect("reads") > 0);
+                assert!(out.iter().all(|b| *b == 7));
+            }
+            gets.push(reader.counters().gets);
+        }
+        file.close().await.expect("closes");
+        (gets[0], gets[1], reader.counters().kept_bytes_max)
+    })
+}
+
+#[test]
+fn a_file_that_the_cache_cannot_hold_is_read_through_it_and_each_segment_is_fetched_once() {
+    let (once, twice, kept) = reading_twice(3 << 20);
+    assert!((16..=18).contains(&once), "{once} requests for 16 segments");
+    assert!((32..=36).contains(&twice), "{twice} requests for 32 segments");
+    assert!(kept < 2 << 20, "{kept} bytes, of which a window of 1 MiB is wanted");
+    let (once, twice, kept) = reading_twice(8 << 20);
+    assert!(once <= 18 && twice == once, "{once} and {twice} requests: it is all here");
+    assert!(kept >= 4 << 20, "{kept}");
+}
+
 const RECORD: usize = 47_008;
 const RECORDS: usize = 384;
 

@@ -19,6 +19,9 @@ use crate::space::{CHECKPOINT_RANK, Space, rank};
 use crate::streams::{Start, Streams};
 use crate::superblock::Superblock;
 
+/// Groups' memory that is kept: one is filled while another one is sealed.
+const IDLE_BYTES_MAX: usize = 2;
+
 /// A commit log, open for appending. Clones are the same log.
 #[derive(Clone)]
 pub struct Log {
@@ -37,8 +40,10 @@ pub(crate) struct Inner {
     pub(crate) space: RefCell<Space>,
     /// Something to write, or a place to write it from.
     pub(crate) wake_writer: Notify,
-    /// Wakes whoever waits for the log to fail or to run dry.
+    /// Wakes whoever waits for the log to run dry, with each group.
     pub(crate) changed: Notify,
+    /// Wakes whoever waits for the log to fail.
+    pub(crate) failing: Notify,
     /// One snapshot at a time: several half-written ones could fill the ring together.
     pub(crate) snapshot_turn: Semaphore,
 }
@@ -55,6 +60,9 @@ pub(crate) struct State {
     pub(crate) closed: VecDeque<Forming>,
     pub(crate) in_flight: VecDeque<InFlight>,
     pub(crate) idle_buffers: Vec<BufMut>,
+    /// Memory of groups that were written, for those that are filled next: one that grew does not
+    /// have to grow again.
+    pub(crate) idle_bytes: Vec<Vec<u8>>,
     pub(crate) previous_crc: u32,
     pub(crate) durable_through: u64,
     pub(crate) streams: Streams,
@@ -325,11 +333,11 @@ impl Log {
     /// Waits until the log fails. A node whose log has failed must stop serving.
     pub async fn failed(&self) -> LogError {
         loop {
-            let changed = self.inner.changed.notified();
+            let failing = self.inner.failing.notified();
             if let Some(failure) = self.failure() {
                 return failure;
             }
-            changed.await;
+            failing.await;
         }
     }
 
@@ -504,6 +512,7 @@ impl Inner {
             waker.wake();
         }
         self.changed.notify_all();
+        self.failing.notify_all();
         self.wake_writer.notify_all();
     }
 }
@@ -585,13 +594,15 @@ impl State {
         (Start { lsn, group: Lsn(group.lsn), snapshot: false }, group.completion.wait())
     }
 
-    fn open_group(&self, inner: &Inner) -> Forming {
+    fn open_group(&mut self, inner: &Inner) -> Forming {
         let to_lap_end = inner.ring_bytes - self.next_lsn % inner.ring_bytes;
         let limit = usize::try_from(to_lap_end).unwrap_or(usize::MAX).min(inner.group_bytes_max);
         let external_slots = self.externals.len();
+        let mut bytes = self.idle_bytes.pop().unwrap_or_default();
+        bytes.resize(header_bytes(external_slots), 0);
         Forming {
             lsn: self.next_lsn,
-            bytes: vec![0; header_bytes(external_slots)],
+            bytes,
             limit,
             span: 0,
             external_slots,
@@ -609,6 +620,14 @@ impl State {
             if skips_to_lap_end { group.limit } else { group.bytes.len().next_multiple_of(BLOCK) };
         self.next_lsn = group.lsn + group.span as u64;
         self.closed.push_back(group);
+    }
+
+    /// Takes the memory of a group that was sealed.
+    pub(crate) fn keep_bytes(&mut self, mut bytes: Vec<u8>) {
+        if self.idle_bytes.len() < IDLE_BYTES_MAX {
+            bytes.clear();
+            self.idle_bytes.push(bytes);
+        }
     }
 
     /// A group even if there is nothing to say, where the ring has room for it.

@@ -319,6 +319,7 @@ async fn start(
         closed: VecDeque::new(),
         in_flight: VecDeque::new(),
         idle_buffers,
+        idle_bytes: Vec::new(),
         previous_crc: recovered.link.crc,
         durable_through: end.0,
         streams: recovered.streams,
@@ -340,6 +341,7 @@ async fn start(
         space: RefCell::new(space),
         wake_writer: Notify::new(),
         changed: Notify::new(),
+        failing: Notify::new(),
         snapshot_turn: Semaphore::new(1),
     });
     rt.spawn(writer::run(Rc::downgrade(&inner)));

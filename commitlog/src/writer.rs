@@ -66,6 +66,7 @@ impl Inner {
             if self.options.faults.ack_before_durable {
                 group.completion.resolve(Ok(()));
             }
+            state.keep_bytes(group.bytes);
             (group.lsn, buf)
         };
         let inner = self.clone();

@@ -8,7 +8,7 @@ use bb_transport::{CallError, Outgoing};
 
 use crate::ReadError;
 use crate::gather::{ReadOptions, ReadReport, Want};
-use crate::io::{PgIo, Primary, partition_lost, while_current};
+use crate::io::{PgIo, Place, Primary, partition_lost, while_current};
 use crate::layout::BlockLayout;
 
 /// How often inline bytes that came damaged are asked for again.
@@ -84,6 +84,48 @@ impl PgIo {
             Piece { pg_offset: from, bytes: buf.slice(from - base..to - base) }
         };
         Ok((wants.iter().zip(bufs).map(cut).collect(), report))
+    }
+
+    /// True if a data block of the group is known to be out of reach, and computed when it is read.
+    pub fn lacks_data(&self, descriptor: &PgDescriptor) -> bool {
+        let PgBody::Blocks { data, members, .. } = &descriptor.body else { return false };
+        let (map, now) = (self.view.map(), self.rt.now());
+        members.iter().take(usize::from(*data)).any(|member| {
+            !matches!(self.place(member.device), Place::At(..))
+                || self.devices.is_silent(&map, member.device, now)
+        })
+    }
+
+    /// The same stretch, of whole chunks, of every data block, which `pg_offset` names in one of them:
+    /// to compute it for one block takes the others, so that all together cost no more.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn fetch_across(
+        &self,
+        capability: &Capability,
+        descriptor: &PgDescriptor,
+        pg_offset: usize,
+        len: usize,
+        options: ReadOptions,
+    ) -> Result<Vec<Piece>, ReadError> {
+        let outside = || ReadError::Descriptor("range outside of the block".into());
+        let layout = BlockLayout::of(&descriptor.body)?.ok_or_else(outside)?;
+        let (block_bytes, log2) = (layout.shape.block_bytes(), layout.shape.chunk_log2);
+        let from = pg_offset % block_bytes;
+        if len == 0 || from + len > block_bytes || (from | len) % (1 << log2) != 0 {
+            return Err(outside());
+        }
+        let chunk = |n: usize| u16::try_from(n >> log2).unwrap_or(u16::MAX);
+        let chunks = chunk(from)..chunk(from + len);
+        let data = 0..layout.shape.geometry.data();
+        let wants: Vec<Want> = data.map(|index| Want { index, chunks: chunks.clone() }).collect();
+        let (bufs, _) = self.gather(capability, descriptor.pg, &layout, &wants, options).await?;
+        let piece = |(want, bytes): (&Want, Buf)| Piece {
+            pg_offset: want.index * block_bytes + from,
+            bytes,
+        };
+        Ok(wants.iter().zip(bufs).map(piece).collect())
     }
 
     /// All bytes of an inline group, from its home partition.

@@ -1,10 +1,10 @@
 //! Parity groups and their fragments, as commits carry them and lookups return them.
 
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::block::{Capability, CapabilityWire, PgIdWire, check_logs};
-use crate::ids::{DeviceId, MEMBERS_MAX, OpId, PartitionId, PgId, TruncateEpoch};
+use crate::ids::{DeviceId, Fid, MEMBERS_MAX, OpId, PartitionId, PgId, TruncateEpoch};
 use crate::wire::{DecodeError, Reader, Writer};
 
 /// Bytes of data in a full parity group.
@@ -88,6 +88,12 @@ pub struct Commit {
     /// New size of the file in bytes if the application extended it, else 0. Only to the partition
     /// of region 0.
     pub size_raise: u64,
+    /// When the application wrote, in nanoseconds since 1970; 0 to leave the file's time as it is.
+    /// Only to the partition of region 0.
+    pub mtime_ns: i64,
+    /// The open of the file that ends when this is on record, or 0: spares the close of a small file
+    /// a request. Only to the partition of region 0. Not kept in the log.
+    pub closes: u64,
     /// For what a prestage brings: its operation, whose placeholders the fragments may replace.
     /// Zero for what an application wrote.
     pub stage: OpId,
@@ -106,6 +112,8 @@ struct CommitWire {
     capability: CapabilityWire,
     epoch: U64,
     size_raise: U64,
+    mtime_ns: I64,
+    closes: U64,
     stage: U64,
     participant_count: U32,
     fragment_count: U32,
@@ -142,7 +150,7 @@ struct FragmentWire {
     len: U32,
 }
 
-const _: () = assert!(size_of::<CommitWire>() == 76);
+const _: () = assert!(size_of::<CommitWire>() == 92);
 const _: () = assert!(size_of::<DescriptorWire>() == 40);
 const _: () = assert!(size_of::<FragmentWire>() == 16);
 
@@ -252,6 +260,8 @@ impl Commit {
             capability: (&self.capability).into(),
             epoch: U64::new(self.epoch.0),
             size_raise: U64::new(self.size_raise),
+            mtime_ns: I64::new(self.mtime_ns),
+            closes: U64::new(self.closes),
             stage: U64::new(self.stage.0),
             participant_count: count_u32(self.participants.len()),
             fragment_count: count_u32(self.fragments.len()),
@@ -268,6 +278,14 @@ impl Commit {
             });
         }
         out.finish()
+    }
+
+    /// The open that ends with the commit, and of which file, if there is one: read ahead of the rest of a
+    /// body that is decoded elsewhere.
+    pub fn closing(body: &[u8]) -> Option<(Fid, u64)> {
+        let wire: &CommitWire = Reader::new(body).take().ok()?;
+        let fid = Capability::from(&wire.capability).fid;
+        Some((fid, wire.closes.get())).filter(|(_, open_id)| *open_id != 0)
     }
 
     /// Reads a body. Fragments are sorted, do not overlap in the file, and lie within the group.
@@ -307,6 +325,8 @@ impl Commit {
             capability: (&wire.capability).into(),
             epoch: TruncateEpoch(wire.epoch.get()),
             size_raise: wire.size_raise.get(),
+            mtime_ns: wire.mtime_ns.get(),
+            closes: wire.closes.get(),
             stage: OpId(wire.stage.get()),
             descriptor,
             participants,
@@ -318,7 +338,7 @@ impl Commit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Fid, SessionId, Tick};
+    use crate::ids::{SessionId, Tick};
 
     fn sample() -> Commit {
         let pg = PgId { slot: Tick(9), session: SessionId(3), sequence: 4, home: PartitionId(5) };
@@ -326,6 +346,8 @@ mod tests {
             capability: Capability { session: SessionId(3), fid: Fid(7), ..Capability::default() },
             epoch: TruncateEpoch(1),
             size_raise: 100,
+            mtime_ns: -5,
+            closes: 17,
             stage: OpId(0),
             descriptor: PgDescriptor {
                 pg,
@@ -349,7 +371,9 @@ mod tests {
     #[test]
     fn a_commit_survives_the_wire() {
         let commit = sample();
+        assert_eq!(Commit::closing(&commit.encode()), Some((Fid(7), 17)));
         assert_eq!(Commit::decode(&commit.encode()), Ok(commit));
+        assert_eq!(Commit::closing(&[0; 10]), None);
     }
 
     #[test]

@@ -82,6 +82,8 @@ fn commit(body: PgBody) -> Commit {
         capability: capability(),
         epoch: TruncateEpoch(2),
         size_raise: 1 << 20,
+        mtime_ns: 1_700_000_000_000_000_000,
+        closes: 11,
         stage: OpId(0),
         descriptor: PgDescriptor { pg: pg(), body },
         participants: vec![PartitionId(5), PartitionId(8)],
@@ -140,7 +142,7 @@ fn fuzz_bodies() {
     let inline = commit(PgBody::Inline { len: 4200, crc: 9 });
     // More fragments than follow: that took the memory of as many once.
     let mut claims_many = inline.encode();
-    claims_many[72..76].copy_from_slice(&4096_u32.to_le_bytes());
+    claims_many[88..92].copy_from_slice(&4096_u32.to_le_bytes());
     Target {
         name: "bodies",
         crate_dir: DIR,

@@ -70,13 +70,15 @@ impl Frame {
         bb_proto::HEADER_BYTES + self.header.body_len as usize + self.header.payload_len as usize
     }
 
-    /// Header and body as they travel, and the payload that follows.
+    /// Header, body and payload as they travel, one behind the other.
+    pub fn into_parts(self) -> ([u8; bb_proto::HEADER_BYTES], Vec<u8>, Vec<Buf>) {
+        (self.header.encode(&self.body, &crate::codec::crc), self.body, self.payload)
+    }
+
+    /// Header and body in one piece, and the payload that follows.
     pub fn into_wire(self) -> (Vec<u8>, Vec<Buf>) {
-        let head = self.header.encode(&self.body, &crate::codec::crc);
-        let mut bytes = Vec::with_capacity(head.len() + self.body.len());
-        bytes.extend_from_slice(&head);
-        bytes.extend_from_slice(&self.body);
-        (bytes, self.payload)
+        let (head, body, payload) = self.into_parts();
+        ([head.as_slice(), &body].concat(), payload)
     }
 }
 

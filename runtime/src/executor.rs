@@ -228,7 +228,8 @@ impl Executor {
         }
     }
 
-    /// A hash over which task ran when: two runs of one seed must agree.
+    /// A hash over which task ran when: two runs of one seed must agree. Without random order it
+    /// holds only what was given to [`Rt::trace`].
     pub fn trace_hash(&self) -> u64 {
         self.inner.trace.get()
     }
@@ -368,7 +369,10 @@ impl Inner {
         };
         let Some((mut future, waker)) = taken else { return };
         self.polls.set(self.polls.get() + 1);
-        self.mix(self.driver.now().as_nanos() ^ (u64::from(key.index) << 40));
+        if self.order == Order::Random {
+            // Only a simulation is compared with another run; elsewhere each look at the clock costs.
+            self.mix(self.driver.now().as_nanos() ^ (u64::from(key.index) << 40));
+        }
         // Cleared before the poll: a wake-up during it must queue the task again.
         waker.queued.store(false, Ordering::SeqCst);
         let done = {
@@ -503,14 +507,8 @@ impl Rt {
         F::Output: 'static,
     {
         let state = Rc::new(RefCell::new(JoinState { result: None, waker: None, gone: false }));
-        let guard = JoinGuard(state.clone());
-        let key = self.inner.insert(
-            self.domain,
-            Box::pin(async move {
-                let output = future.await;
-                guard.0.borrow_mut().result = Some(output);
-            }),
-        );
+        let task = Joined { future: Some(future), guard: Some(JoinGuard(state.clone())) };
+        let key = self.inner.insert(self.domain, Box::pin(task));
         JoinHandle { state, inner: self.inner.clone(), key }
     }
 
@@ -524,25 +522,12 @@ impl Rt {
         Sleep { inner: self.inner.clone(), at: self.driver_time(at), sequence: None }
     }
 
-    /// Runs `future` for at most `duration`; on [`Elapsed`] it has been dropped.
+    /// Runs `future` for at most `duration`, from the first poll; on [`Elapsed`] it has been dropped.
     ///
     /// # Errors
     /// [`Elapsed`] when the time is over first.
-    pub async fn timeout<F: Future>(
-        &self,
-        duration: Duration,
-        future: F,
-    ) -> Result<F::Output, Elapsed> {
-        let sleep = self.sleep(duration);
-        let mut sleep = std::pin::pin!(sleep);
-        let mut future = std::pin::pin!(future);
-        std::future::poll_fn(|cx| {
-            if let Poll::Ready(output) = future.as_mut().poll(cx) {
-                return Poll::Ready(Ok(output));
-            }
-            sleep.as_mut().poll(cx).map(|()| Err(Elapsed))
-        })
-        .await
+    pub fn timeout<F: Future>(&self, duration: Duration, future: F) -> Timeout<'_, F> {
+        Timeout { rt: self, duration, sleep: None, future: Some(future) }
     }
 
     /// Lets every other ready task run first.
@@ -627,6 +612,68 @@ impl<T> Drop for JoinGuard<T> {
     }
 }
 
+/// A task as the executor has it. (An `async` block around the future would hold it twice: where it
+/// came in, and where it is awaited.)
+struct Joined<F: Future> {
+    /// Gone once it is done. Declared first: it is dropped before whoever waits hears of it.
+    future: Option<F>,
+    guard: Option<JoinGuard<F::Output>>,
+}
+
+impl<F: Future> Future for Joined<F> {
+    type Output = ();
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // SAFETY: `future` is moved nowhere: it is polled and dropped in its place.
+        let (mut future, guard) = unsafe {
+            let this = self.get_unchecked_mut();
+            (Pin::new_unchecked(&mut this.future), &mut this.guard)
+        };
+        let running = future.as_mut().as_pin_mut().expect("not polled after its end");
+        let Poll::Ready(output) = running.poll(cx) else { return Poll::Pending };
+        future.set(None);
+        if let Some(guard) = guard.take() {
+            guard.0.borrow_mut().result = Some(output);
+        }
+        Poll::Ready(())
+    }
+}
+
+/// A future with a time limit: see [`Rt::timeout`].
+#[must_use = "futures do nothing unless polled"]
+pub struct Timeout<'a, F> {
+    rt: &'a Rt,
+    duration: Duration,
+    /// Begun when the future did not end at once.
+    sleep: Option<Sleep>,
+    future: Option<F>,
+}
+
+impl<F: Future> Future for Timeout<'_, F> {
+    type Output = Result<F::Output, Elapsed>;
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // SAFETY: `future` is moved nowhere: it is polled and dropped in its place. Nothing else
+        // here minds being moved.
+        let (mut future, rt, duration, sleep) = unsafe {
+            let this = self.get_unchecked_mut();
+            (Pin::new_unchecked(&mut this.future), this.rt, this.duration, &mut this.sleep)
+        };
+        let running = future.as_mut().as_pin_mut().expect("not polled after its end");
+        let result = match running.poll(cx) {
+            Poll::Ready(output) => Ok(output),
+            Poll::Pending => {
+                let sleep = sleep.get_or_insert_with(|| rt.sleep(duration));
+                match Pin::new(sleep).poll(cx) {
+                    Poll::Ready(()) => Err(Elapsed),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        };
+        future.set(None);
+        *sleep = None;
+        Poll::Ready(result)
+    }
+}
+
 /// Waits for a task's result. Dropping it detaches the task.
 pub struct JoinHandle<T> {
     state: Rc<RefCell<JoinState<T>>>,
@@ -677,6 +724,13 @@ pub struct Sleep {
 impl Future for Sleep {
     type Output = ();
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(sequence) = self.sequence
+            && let Some(waker) = self.inner.timers.borrow_mut().get_mut(&(self.at, sequence))
+        {
+            // Still in the list, which is looked at in each turn: no need to ask for the time.
+            waker.clone_from(cx.waker());
+            return Poll::Pending;
+        }
         if self.at <= self.inner.driver.now() {
             return Poll::Ready(());
         }

@@ -184,9 +184,14 @@ impl Notify {
     /// Wakes all who wait.
     pub fn notify_all(&self) {
         self.state.count.set(self.state.count.get() + 1);
-        let wakers = std::mem::take(&mut *self.state.wakers.borrow_mut());
-        for waker in wakers {
+        let mut wakers = std::mem::take(&mut *self.state.wakers.borrow_mut());
+        for waker in wakers.drain(..) {
             waker.wake();
+        }
+        // What has room for as many once needs it again.
+        let mut place = self.state.wakers.borrow_mut();
+        if place.capacity() == 0 {
+            *place = wakers;
         }
     }
 

@@ -1,6 +1,7 @@
 //! What every part of a server shares, and how log streams are named.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -97,6 +98,8 @@ pub struct Shared {
     pub lease: Lease,
     security: OnceCell<Security>,
     map: RefCell<Rc<ClusterMap>>,
+    /// Of nodes of the map that were asked for: a frame of records goes to the same few.
+    addresses: RefCell<BTreeMap<NodeId, Address>>,
     tick: Cell<Tick>,
 }
 
@@ -117,6 +120,7 @@ impl Shared {
             lease: Lease::new(rt.clone()),
             security: OnceCell::new(),
             map: RefCell::new(Rc::new(map)),
+            addresses: RefCell::default(),
             tick: Cell::new(tick),
         }
     }
@@ -140,6 +144,7 @@ impl Shared {
     /// Takes over a newer map.
     pub fn set_map(&self, map: ClusterMap) {
         *self.map.borrow_mut() = Rc::new(map);
+        self.addresses.borrow_mut().clear();
     }
 
     /// The current tick.
@@ -190,7 +195,12 @@ impl Shared {
 
     /// Where a node listens.
     pub fn address_of(&self, node: NodeId) -> Option<Address> {
-        self.map().node(node).map(|node| Address::from(node.address.as_str()))
+        if let Some(known) = self.addresses.borrow().get(&node) {
+            return Some(known.clone());
+        }
+        let address = Address::from(self.map.borrow().node(node)?.address.as_str());
+        self.addresses.borrow_mut().insert(node, address.clone());
+        Some(address)
     }
 
     /// The address of the node that drives a device, and the incarnation to fence with.

@@ -15,8 +15,8 @@ use crate::council::LocalState;
 use crate::files::record::{FileRecord, HandleKey, Run, Truncate};
 use crate::files::{FileChange, FileMutation};
 use crate::namespace::{Answer, Intent, SessionChange, SessionMutation};
-use crate::partition::pg_mutation::{CommitRecord, FreedMembers, PgMutation};
-use crate::partition::record::{Numbers, RECORD_HEADER_BYTES, Record, encode_record};
+use crate::partition::pg_mutation::{CommitRecord, FreedMembers, InlineBytes, PgMutation};
+use crate::partition::record::{Numbers, RECORD_HEADER_BYTES, Record, number_record};
 use crate::partition::region_mutation::{
     ProcessId, PurgeMode, Range, RegionId, RegionMutation, Written,
 };
@@ -51,13 +51,15 @@ fn commit(sequence: u32, body: PgBody, fragments: &[(u64, u32, u32)]) -> PgMutat
             capability,
             epoch: EPOCH,
             size_raise: 0,
+            mtime_ns: 0,
+            closes: 0,
             stage: OpId(0),
             descriptor: PgDescriptor { pg: pg(sequence), body },
             participants: Vec::new(),
             fragments: fragments.iter().map(fragment).collect(),
         },
         absent_members: 0,
-        inline: if inline { vec![7; 100] } else { Vec::new() },
+        inline: if inline { [7; 100].as_slice().into() } else { InlineBytes::default() },
     }))
 }
 
@@ -78,6 +80,7 @@ fn regions() -> Vec<RegionMutation> {
             size: u64::MAX,
             done: true,
         },
+        RegionMutation::Open { id: REGION },
         RegionMutation::SyncBegin { id: REGION, op, process: PROCESS, range },
         RegionMutation::SyncEnd { id: REGION, op, written: vec![Written { pg: pg(1), fragment }] },
         RegionMutation::StageBegin { id: REGION, op, process: PROCESS, range, epoch: EPOCH },
@@ -175,7 +178,9 @@ pub(crate) fn life() -> Vec<Mutation> {
 
 fn record(sequence: u64, mutation: &Mutation) -> Vec<u8> {
     let numbers = Numbers { config: ConfigNumber(1), sequence, committed: 0 };
-    encode_record(numbers, mutation.table(), &mutation.encode_body())
+    let mut record = mutation.encode_unnumbered();
+    number_record(&mut record, numbers, mutation.table());
+    record
 }
 
 /// Length before each.

@@ -9,7 +9,7 @@ use bb_proto::{
     PgId, RegionIndex, Rights, SessionId, Tick, TruncateEpoch,
 };
 use bb_server::partition::mutation::Mutation;
-use bb_server::partition::pg_mutation::{CommitRecord, PgMutation};
+use bb_server::partition::pg_mutation::{CommitRecord, InlineBytes, PgMutation};
 use bb_server::partition::record::RECORD_HEADER_BYTES;
 use bb_server::partition::region_mutation::{RegionId, RegionMutation};
 use bb_server::partition::snapshot::encode_snapshot;
@@ -86,6 +86,8 @@ fn commit(sequence: u32, members: u8, fragments: Vec<Fragment>) -> Mutation {
         },
         epoch: TruncateEpoch(1),
         size_raise: 0,
+        mtime_ns: 0,
+        closes: 0,
         stage: OpId(0),
         descriptor: PgDescriptor {
             pg: PgId { slot: Tick(1), session: SessionId(1), sequence, home: HOME },
@@ -103,7 +105,7 @@ fn commit(sequence: u32, members: u8, fragments: Vec<Fragment>) -> Mutation {
         participants: Vec::new(),
         fragments,
     };
-    let record = CommitRecord { commit, absent_members: 0, inline: Vec::new() };
+    let record = CommitRecord { commit, absent_members: 0, inline: InlineBytes::default() };
     Mutation::Pg(PgMutation::Commit(Box::new(record)))
 }
 

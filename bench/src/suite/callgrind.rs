@@ -28,8 +28,9 @@ pub fn words(file: &Path, shim: &Path) -> Vec<String> {
     let fixed = [
         "env",
         &preload,
-        // A copy by `rep movsb` would count as an instruction for each byte.
-        "GLIBC_TUNABLES=glibc.cpu.x86_rep_movsb_threshold=1073741824",
+        // A copy by `rep movsb` would count as an instruction for each byte, as would `rep stosb`.
+        "GLIBC_TUNABLES=glibc.cpu.x86_rep_movsb_threshold=1073741824:\
+         glibc.cpu.x86_rep_stosb_threshold=1073741824",
         "valgrind",
         "--quiet",
         "--tool=callgrind",

@@ -39,7 +39,7 @@ struct Count {
     units: [u64; 2],
 }
 
-const COUNTS: [Count; 4] = [
+const COUNTS: [Count; 6] = [
     Count {
         name: "client, 1 MiB write",
         of: Of::Client,
@@ -67,6 +67,21 @@ const COUNTS: [Count; 4] = [
         phase: "random-read",
         len: 4096,
         units: [256, 2304],
+    },
+    // One inline group each. The server is alone: the price of a replica is not in it.
+    Count {
+        name: "client, 4 KiB write and fsync",
+        of: Of::Client,
+        phase: "fsync",
+        len: 4096,
+        units: [32, 288],
+    },
+    Count {
+        name: "server, 4 KiB write and fsync",
+        of: Of::Server,
+        phase: "fsync",
+        len: 4096,
+        units: [32, 288],
     },
 ];
 

@@ -37,7 +37,7 @@ pub fn compare(
 ) -> Result<(String, Result<(), String>), String> {
     let kept: Value =
         serde_json::from_str(kept).map_err(|error| format!("kept figures: {error}"))?;
-    let mut text = format!("{:<24} {:>12} {:>12} {:>8}\n", "instructions", "now", "kept", "");
+    let mut text = format!("{:<30} {:>12} {:>12} {:>8}\n", "instructions", "now", "kept", "");
     let mut wrong = Vec::new();
     for Figure { name, instructions } in figures {
         let Some(before) = kept["instructions"][name].as_f64().filter(|before| *before > 0.0)
@@ -56,7 +56,7 @@ pub fn compare(
         };
         let _ = writeln!(
             text,
-            "{name:<24} {instructions:>12.0} {before:>12.0} {:>+7.1}%  {verdict}",
+            "{name:<30} {instructions:>12.0} {before:>12.0} {:>+7.1}%  {verdict}",
             change * 100.0
         );
     }

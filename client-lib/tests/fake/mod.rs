@@ -66,6 +66,7 @@ pub struct State {
     pub sessions: BTreeSet<u64>,
     pub next_session: u64,
     pub next_fid: u128,
+    pub last_open_id: u64,
     pub results: BTreeMap<(u64, u64), Result<Vec<u8>, Failure>>,
     pub blocks: BTreeMap<(u32, PgId, u8), Block>,
     pub groups: BTreeMap<PgId, PgDescriptor>,
@@ -539,7 +540,11 @@ impl Fake {
             let region = u32::try_from(fragment.offset >> REGION_LOG2).expect("small");
             assert_eq!(fragment.offset >> REGION_LOG2, (fragment.end() - 1) >> REGION_LOG2);
             assert_eq!(partition_of(fid, bb_proto::RegionIndex(region), PARTITIONS), partition);
-            if !file.runs.contains(&(region / 1024)) {
+            // Where the file's record is, a commit registers its regions itself.
+            let record_at = partition_of(fid, bb_proto::RegionIndex(0), PARTITIONS);
+            if partition == record_at {
+                file.runs.insert(region / 1024);
+            } else if !file.runs.contains(&(region / 1024)) {
                 return Err(Failure::new(Code::RegionUnknown, ""));
             }
         }
@@ -548,6 +553,8 @@ impl Fake {
             file.fragments.insert(fragment.offset, (fragment.len, pg, fragment.pg_offset));
         }
         file.size = file.size.max(commit.size_raise);
+        file.mtime_ns = file.mtime_ns.max(commit.mtime_ns);
+        file.opens = file.opens.saturating_sub(u32::from(commit.closes != 0));
         if let PgBody::Inline { .. } = commit.descriptor.body
             && pg.home == partition
         {
@@ -751,6 +758,7 @@ fn operation(
                 cut(file, 0);
             }
             file.opens += 1;
+            state.last_open_id += 1;
             let rights = match open.flags & libc::O_ACCMODE {
                 libc::O_RDONLY => Rights::READ.0,
                 libc::O_WRONLY => Rights::WRITE.0,
@@ -768,7 +776,7 @@ fn operation(
                 region_log2: REGION_LOG2,
                 epoch: file.epoch,
                 size: file.size,
-                open_id: 1,
+                open_id: state.last_open_id,
                 runs: file.runs.iter().copied().collect(),
             });
         }

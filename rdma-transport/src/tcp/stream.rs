@@ -13,13 +13,13 @@ use crate::link::{Frame, Limits, LinkError, LinkRecv, LinkSend, LocalFuture};
 /// Read at a time while heads are looked for. Dozens of small frames fit; of a payload that follows
 /// at once, no more than this is copied on its way.
 const READ_BYTES: usize = 8 << 10;
+/// A longer body is a piece of its own: the kernel takes another piece sooner than it is copied.
+const COPIED_BYTES_MAX: usize = 1 << 10;
 
 pub(super) struct TcpRecv {
     uring: Uring,
     fd: RingFd,
     decoder: Decoder,
-    /// Between reads the buffer lies here.
-    buffer: Vec<u8>,
     /// The connection's reactor has one more for as long as this lives.
     _counted: Option<Counted>,
 }
@@ -30,23 +30,19 @@ impl TcpRecv {
             uring: uring.clone(),
             fd: fd.clone(),
             decoder: Decoder::default(),
-            buffer: Vec::new(),
             _counted: counted,
         }
     }
 
     /// Feeds the decoder with what comes next.
     async fn read(&mut self) -> Result<(), LinkError> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.resize(READ_BYTES, 0);
-        let (result, buffer) = self.uring.recv_bytes(&self.fd, buffer, 0..READ_BYTES).await;
-        self.buffer = buffer;
+        let (memory, room) = self.decoder.lend(READ_BYTES);
+        let (result, memory) = self.uring.recv_bytes(&self.fd, memory, room).await;
+        let len = result.as_ref().map_or(0, |len| *len);
+        self.decoder.received(memory, len);
         match result? {
             0 => Err(LinkError::Closed),
-            bytes => {
-                self.decoder.feed(&self.buffer[..bytes]);
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 
@@ -124,16 +120,66 @@ impl LinkSend for TcpSend {
     }
 }
 
-/// Heads that follow each other become one piece; payloads are sent from where they lie.
+/// Heads and short bodies that follow each other become one piece; long bodies and payloads are sent
+/// from where they lie.
 fn gather(frames: Vec<Frame>) -> Vec<Part> {
     let mut parts = Vec::with_capacity(2 * frames.len());
+    let mut short = Vec::new();
     for frame in frames {
-        let (head, payload) = frame.into_wire();
-        match parts.last_mut() {
-            Some(Part::Bytes(bytes)) => bytes.extend_from_slice(&head),
-            _ => parts.push(Part::Bytes(head)),
+        let (head, body, payload) = frame.into_parts();
+        let copied = if body.len() <= COPIED_BYTES_MAX { body.as_slice() } else { &[] };
+        short.reserve(head.len() + copied.len());
+        short.extend_from_slice(&head);
+        short.extend_from_slice(copied);
+        let is_long = body.len() > COPIED_BYTES_MAX;
+        if is_long || !payload.is_empty() {
+            parts.push(Part::Bytes(std::mem::take(&mut short)));
         }
+        parts.extend(is_long.then_some(Part::Bytes(body)));
         parts.extend(payload.into_iter().map(Part::Buf));
     }
+    parts.extend((!short.is_empty()).then_some(Part::Bytes(short)));
     parts
+}
+
+#[cfg(test)]
+mod tests {
+    use bb_proto::{Kind, ServiceClass};
+    use bb_runtime::BufPool;
+
+    use super::*;
+
+    #[test]
+    fn frames_of_all_sizes_are_gathered_in_order_and_long_bodies_are_not_copied() {
+        let pool = BufPool::new(2 << 20, false).expect("memory");
+        let frame = |body_bytes: usize, payload: bool| {
+            let header = Header::request(Kind::Ping, ServiceClass::Client);
+            let payload = payload.then(|| {
+                let mut buf = pool.try_alloc(4096).expect("room");
+                buf.fill(7);
+                buf.freeze()
+            });
+            let body = vec![body_bytes.to_le_bytes()[0]; body_bytes];
+            Frame::new(header, body, payload.into_iter().collect()).expect("short enough")
+        };
+        let long = COPIED_BYTES_MAX + 1;
+        let sizes =
+            [(3, false), (0, false), (long, false), (long, true), (5, true), (9, false), (1, true)];
+        let mut expected = Vec::new();
+        for (body_bytes, payload) in sizes {
+            let (head, payload) = frame(body_bytes, payload).into_wire();
+            expected.extend_from_slice(&head);
+            payload.iter().for_each(|buf| expected.extend_from_slice(buf));
+        }
+        let parts = gather(sizes.map(|(body_bytes, payload)| frame(body_bytes, payload)).into());
+        let found: Vec<&[u8]> = parts
+            .iter()
+            .map(|part| match part {
+                Part::Bytes(bytes) => bytes.as_slice(),
+                Part::Buf(buf) => buf,
+            })
+            .collect();
+        assert!(found.concat() == expected && found.iter().all(|piece| !piece.is_empty()));
+        assert_eq!(found.iter().filter(|piece| piece.len() == long).count(), 2);
+    }
 }

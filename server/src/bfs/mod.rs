@@ -35,7 +35,9 @@ pub type BfsFuture<T> = Pin<Box<dyn Future<Output = Result<T, BfsError>>>>;
 /// # Errors
 /// The call's own, or that of [`Bfs::check`].
 pub async fn confirmed<T>(bfs: &dyn Bfs, result: Result<T, BfsError>) -> Result<T, BfsError> {
-    if let Err(BfsError::Errno(_)) = result {
+    if let Err(BfsError::Errno(_)) = result
+        && !bfs.checks_errors()
+    {
         bfs.check().await?;
     }
     result
@@ -92,6 +94,11 @@ pub trait Bfs {
     /// Checks through the held root descriptor that this is still the file system with our marker.
     /// To be called before each batch of work (rule 11).
     fn check(&self) -> BfsFuture<()>;
+
+    /// True if a call that ends with an error number has made this check itself, after it.
+    fn checks_errors(&self) -> bool {
+        false
+    }
 
     /// UUID from the marker, 16 bytes.
     fn uuid(&self) -> [u8; 16];

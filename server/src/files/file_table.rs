@@ -113,12 +113,7 @@ fn apply_to(record: &mut FileRecord, change: &FileChange) -> FileOutcome {
         FileChange::Register { run, regions } => {
             record.register(*run, *regions);
         }
-        FileChange::Raise { epoch, size, mtime_ns } => {
-            raise(record, *epoch, *size);
-            if *mtime_ns != 0 {
-                record.mtime_ns = *mtime_ns;
-            }
-        }
+        FileChange::Raise { epoch, size, mtime_ns } => raise(record, *epoch, *size, *mtime_ns),
         FileChange::Append { len } => {
             let at = record.size;
             return match at.checked_add(*len).filter(|end| *end <= FILE_BYTES_MAX) {
@@ -152,9 +147,12 @@ fn apply_to(record: &mut FileRecord, change: &FileChange) -> FileOutcome {
 }
 
 /// Rule 7: a size that was reached under an old epoch was cut off since.
-fn raise(record: &mut FileRecord, epoch: TruncateEpoch, size: u64) {
+fn raise(record: &mut FileRecord, epoch: TruncateEpoch, size: u64, mtime_ns: i64) {
     if epoch == record.epoch || planted::is(Planted::OldSizeRaise) {
         record.size = record.size.max(size.min(FILE_BYTES_MAX));
+    }
+    if mtime_ns != 0 {
+        record.mtime_ns = mtime_ns;
     }
 }
 
@@ -287,9 +285,22 @@ impl FileRecords for FileTable {
         record.map(|record| record.terms(after))
     }
 
-    fn raise_size(&mut self, fid: Fid, epoch: TruncateEpoch, size: u64) {
+    fn open_region(&mut self, fid: Fid, region: RegionIndex) -> Option<RegionTerms> {
+        let RegionTerms { region_log2, epoch, .. } = self.region_terms(fid, TruncateEpoch(0))?;
+        let (run, index) = (region.0 / RUN_REGIONS, region.0 % RUN_REGIONS);
+        if !has_run(run, region_log2) {
+            return None;
+        }
         self.change(fid, |record| {
-            raise(record, epoch, size);
+            record.register(run, index + 1);
+            FileOutcome::Done
+        });
+        self.region_terms(fid, TruncateEpoch(epoch.0.saturating_sub(1)))
+    }
+
+    fn raise(&mut self, fid: Fid, epoch: TruncateEpoch, size: u64, mtime_ns: i64) {
+        self.change(fid, |record| {
+            raise(record, epoch, size, mtime_ns);
             FileOutcome::Done
         });
     }

@@ -10,7 +10,7 @@ use bb_proto::meta::{
     FileState, FileTruncate, Guard, RegionName, SessionRenew, decode, encode,
 };
 use bb_proto::{
-    Capability, Code, Failure, Fid, Kind, PartitionId, RegionIndex, Rights, ServiceClass,
+    Capability, Code, Commit, Failure, Fid, Kind, PartitionId, RegionIndex, Rights, ServiceClass,
     SessionId, TruncateEpoch,
 };
 use bb_transport::{Incoming, Peer, Response};
@@ -21,7 +21,7 @@ use super::record::{FileRecord, HandleKey, RUN_REGIONS};
 use super::{FileChange, FileMutation, FileOutcome, FileRefusal, has_run};
 use crate::bfs::confirmed;
 use crate::partition::table::FileRecords;
-use crate::partition::{Mutation, Partition};
+use crate::partition::{Mutation, Partition, PartitionHost};
 use crate::rights::{check_capability, check_server, signed};
 
 /// The files of this node's partitions.
@@ -96,6 +96,28 @@ impl FileService {
             }
         };
         Ok(Response::body(answer))
+    }
+
+    /// A commit, and the end of the open that it says it is the last of: it has brought the last bytes,
+    /// size and time.
+    ///
+    /// # Errors
+    /// What the commit's handler says.
+    pub async fn commit(
+        self: &Rc<Self>,
+        host: &Rc<PartitionHost>,
+        request: Incoming,
+    ) -> Result<Response, Failure> {
+        let closing = Commit::closing(&request.body);
+        let partition = host.addressed(&request.header)?;
+        let response = host.clone().handle(request).await?;
+        if let Some((fid, open_id)) = closing {
+            self.opens.remove(fid, open_id);
+            if let Some(record) = self.record(&partition, fid) {
+                self.closed(&partition, fid, &record);
+            }
+        }
+        Ok(response)
     }
 
     /// Logs a change of a file's record and applies it.

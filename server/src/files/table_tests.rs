@@ -57,9 +57,9 @@ fn rule_7_a_size_raise_with_an_old_epoch_is_dropped() {
     let begun = FileOutcome::Truncating { epoch: TruncateEpoch(41), again: false };
     assert_eq!(apply(&mut table, truncate(10, 1)), begun);
     apply(&mut table, raise(40, 500));
-    table.raise_size(Fid(7), TruncateEpoch(40), 600);
+    table.raise(Fid(7), TruncateEpoch(40), 600, 0);
     assert_eq!(table.get(Fid(7)).map(|r| r.size), Some(10));
-    table.raise_size(Fid(7), TruncateEpoch(41), 20);
+    table.raise(Fid(7), TruncateEpoch(41), 20, 0);
     assert_eq!(table.get(Fid(7)).map(|r| r.size), Some(20));
 }
 

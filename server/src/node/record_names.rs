@@ -47,6 +47,7 @@ const fn mutation(mutation: &Mutation) -> &'static str {
             RegionMutation::StageEnd { .. } => "region stage end",
             RegionMutation::Purge { .. } => "region purge",
             RegionMutation::Drop { .. } => "region drop",
+            RegionMutation::Open { .. } => "region open",
         },
         Mutation::File(file) => file_change(&file.change),
         Mutation::Session(session) => match session.change {

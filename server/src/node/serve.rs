@@ -103,8 +103,8 @@ impl Node {
                 })?;
                 store.serve(request).await
             }
-            Kind::Commit
-            | Kind::CancelCommit
+            Kind::Commit => self.files.commit(&self.partitions, request).await,
+            Kind::CancelCommit
             | Kind::PgStatus
             | Kind::PgRelease
             | Kind::PgHolds

@@ -4,7 +4,7 @@ use bb_proto::{Commit, Fid, Fragment, OpId, PgBody, RegionIndex};
 
 use super::fragment_map::PgRef;
 use super::pg::{Fate, HomeRecord, Ledger, Participant};
-use super::pg_mutation::{CommitRecord, CommitRefusal, PgOutcome};
+use super::pg_mutation::{CommitRecord, CommitRefusal, InlineBytes, PgOutcome};
 use super::region_mutation::RegionId;
 use super::state::PartitionState;
 use super::table::FileRecords;
@@ -38,8 +38,9 @@ impl PartitionState {
             self.place_fragment(commit, at, fragment, region_log2, &mut ledger);
         }
         self.pgs.settle(&ledger);
-        if commit.size_raise > 0 {
-            self.files.raise_size(commit.capability.fid, commit.epoch, commit.size_raise);
+        if commit.size_raise > 0 || commit.mtime_ns != 0 {
+            let (fid, size) = (commit.capability.fid, commit.size_raise);
+            self.files.raise(fid, commit.epoch, size, commit.mtime_ns);
         }
         PgOutcome::Committed { duplicate: false }
     }
@@ -50,7 +51,7 @@ impl PartitionState {
         let known = match self.pgs.fate(id) {
             Some(Fate::Cancelled) => return Verdict::Refuse(CommitRefusal::Cancelled),
             Some(Fate::Gone) => true,
-            None => self.pgs.find(id).is_some(),
+            None => self.pgs.reference(id).is_some(),
         };
         if known && !planted::is(Planted::ForgetCommitIds) {
             return Verdict::Duplicate;
@@ -116,7 +117,7 @@ impl PartitionState {
         });
         let inline = match (&commit.descriptor.body, is_home) {
             (PgBody::Inline { .. }, true) => record.inline.clone(),
-            _ => Vec::new(),
+            _ => InlineBytes::default(),
         };
         self.pgs.insert(commit.capability.fid, commit.descriptor.clone(), home, inline)
     }

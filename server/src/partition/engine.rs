@@ -19,7 +19,7 @@ use futures_channel::oneshot;
 
 use super::journal::{Journal, JournalFuture};
 use super::mutation::{Mutation, Outcome};
-use super::record::{Numbers, RECORD_HEADER_BYTES, encode_record};
+use super::record::{Numbers, number_record};
 use super::replay::Replica;
 use super::role::{Phase, Role};
 use super::snapshot::encode_snapshot;
@@ -187,9 +187,8 @@ impl Partition {
         class: ServiceClass,
         mutation: Mutation,
     ) -> Result<Outcome, Failure> {
-        let body = mutation.encode_body();
-        let bytes = RECORD_HEADER_BYTES + body.len();
-        let ticket = self.journal.admit(self.id, class, bytes).await?;
+        let mut record = mutation.encode_unnumbered();
+        let ticket = self.journal.admit(self.id, class, record.len()).await?;
         let answer = {
             if let Some(failure) = &self.flow.borrow().failed {
                 return Err(failure.clone());
@@ -201,8 +200,8 @@ impl Partition {
             let committed = self.tail.borrow().applied();
             let config = self.config.get();
             let numbers = Numbers { config, sequence, committed };
-            let record: Rc<[u8]> = encode_record(numbers, mutation.table(), &body).into();
-            let durable = ticket.append(&record)?;
+            number_record(&mut record, numbers, mutation.table());
+            let (durable, record) = (ticket.append(&record)?, Rc::new(record));
             let (answer, receiver) = oneshot::channel();
             let logged = Logged { record, config, mutation, answer: Some(answer) };
             self.appended(sequence, logged, durable);
@@ -357,7 +356,7 @@ impl Partition {
     /// The state and the logged tail behind it: all that has been appended so far.
     pub fn snapshot(&self) -> Vec<u8> {
         let tail = self.tail.borrow();
-        encode_snapshot(&self.state.borrow(), tail.records().map(|logged| &*logged.record))
+        encode_snapshot(&self.state.borrow(), tail.records().map(|logged| logged.record.as_slice()))
     }
 
     /// Writes a checkpoint; done when the log starts there.

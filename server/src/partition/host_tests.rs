@@ -130,11 +130,11 @@ fn a_small_file_is_committed_in_one_partition_without_asking_another() {
             life.host.partition(at).unwrap().submit(ServiceClass::Client, mutation).await.unwrap();
         };
         change(meet).await;
-        // The commit registers its region, and the region learns and takes the group in one go.
+        // The region is registered and opened, and takes the group, in one go.
         let partition = life.host.partition(at).unwrap();
         let before = partition.state().applied();
         life.commit(at, &commit).await.unwrap();
-        assert_eq!(partition.state().applied() - before, 3);
+        assert_eq!(partition.state().applied() - before, 2);
         assert!(partition.state().files.is_registered(fid, RegionIndex(0)));
         // A run that no file has: it would not even be read back from the log.
         let mut last = (0..=u32::MAX).rev().map(RegionIndex);

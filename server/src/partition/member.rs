@@ -112,7 +112,7 @@ impl Partition {
     ) -> Result<(), Failure> {
         let durable = room.append(self.id, bytes)?;
         let Record { config, sequence, mutation, .. } = record;
-        let logged = Logged { record: Rc::from(bytes), config, mutation, answer: None };
+        let logged = Logged { record: Rc::new(bytes.to_vec()), config, mutation, answer: None };
         self.appended(sequence, logged, durable);
         Ok(())
     }

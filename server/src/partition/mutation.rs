@@ -3,6 +3,7 @@
 use bb_proto::{Code, DecodeError, Failure, Reader, Writer};
 
 use super::pg_mutation::{PgMutation, PgOutcome};
+use super::record::RECORD_HEADER_BYTES;
 use super::region_mutation::{RegionMutation, RegionOutcome};
 use super::table::Encoded;
 use crate::files::{FileMutation, FileOutcome, SessionMutation, SessionOutcome};
@@ -60,14 +61,31 @@ impl Mutation {
 
     /// Bytes of the body of its record.
     pub fn encode_body(&self) -> Vec<u8> {
-        let mut out = Writer::with_capacity(64);
-        match self {
-            Self::Pg(mutation) => mutation.encode(&mut out),
-            Self::Region(mutation) => mutation.encode(&mut out),
-            Self::File(mutation) => mutation.encode(&mut out),
-            Self::Session(mutation) => mutation.encode(&mut out),
-        }
+        let mut out = Writer::default();
+        self.encode(&mut out);
         out.finish()
+    }
+
+    /// Its record without numbers: they are not known before the log has room for so many bytes.
+    /// [`number_record`](super::record::number_record) puts them in.
+    pub fn encode_unnumbered(&self) -> Vec<u8> {
+        let body_bytes = match self {
+            Self::Pg(mutation) => mutation.encoded_bytes(),
+            _ => 64,
+        };
+        let mut out = Writer::with_capacity(RECORD_HEADER_BYTES + body_bytes);
+        out.put(&[0_u8; RECORD_HEADER_BYTES]);
+        self.encode(&mut out);
+        out.finish()
+    }
+
+    fn encode(&self, out: &mut Writer) {
+        match self {
+            Self::Pg(mutation) => mutation.encode(out),
+            Self::Region(mutation) => mutation.encode(out),
+            Self::File(mutation) => mutation.encode(out),
+            Self::Session(mutation) => mutation.encode(out),
+        }
     }
 
     /// Reads the body of a record for `table`.

@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bb_proto::{Fid, PartitionId, PgBody, PgDescriptor, PgId, SessionId, Tick};
 
 use super::fragment_map::PgRef;
+use super::pg_mutation::InlineBytes;
 use super::pg_slots::PgSlots;
 use crate::planted::{self, Planted};
 
@@ -61,7 +62,7 @@ pub struct Pg {
     /// At home: the rest of the record. A stub at a participant has none.
     pub home: Option<Box<HomeRecord>>,
     /// Bytes of an inline group, at home.
-    pub inline: Box<[u8]>,
+    pub inline: InlineBytes,
     /// Bytes that fragments of this partition name.
     live_bytes: u64,
 }
@@ -255,11 +256,10 @@ impl PgTable {
         fid: Fid,
         descriptor: PgDescriptor,
         home: Option<HomeRecord>,
-        inline: Vec<u8>,
+        inline: InlineBytes,
     ) -> PgRef {
         let id = descriptor.pg;
-        let pg =
-            Pg { fid, descriptor, home: home.map(Box::new), inline: inline.into(), live_bytes: 0 };
+        let pg = Pg { fid, descriptor, home: home.map(Box::new), inline, live_bytes: 0 };
         self.count(&pg, true);
         let at = self.slots.put(pg);
         let old = self.index.insert(id, at);

@@ -1,11 +1,34 @@
 //! Changes of parity groups, as they are logged.
 
-use bb_proto::{Commit, DecodeError, PartitionId, PgId, Reader, Tick, TruncateEpoch, Writer};
+use std::ops::Deref;
+use std::rc::Rc;
+
+use bb_proto::{
+    Commit, DecodeError, PartitionId, PgBody, PgId, Reader, Tick, TruncateEpoch, Writer,
+};
 
 use super::table::{
     Encoded, put_bytes, put_list, put_u8, put_u32, put_u64, take_bytes, take_list, take_u8,
     take_u32, take_u64,
 };
+
+/// Bytes of an inline group, held once by the record that brings them and by the table that keeps
+/// them. None take no memory.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct InlineBytes(Option<Rc<[u8]>>);
+
+impl From<&[u8]> for InlineBytes {
+    fn from(bytes: &[u8]) -> Self {
+        Self((!bytes.is_empty()).then(|| Rc::from(bytes)))
+    }
+}
+
+impl Deref for InlineBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
 
 /// A commit, with what its conditions need besides the partition's state.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -16,7 +39,7 @@ pub struct CommitRecord {
     /// is born in need of a rebuild (rule 5).
     pub absent_members: u32,
     /// Bytes of an inline group, at home; else empty.
-    pub inline: Vec<u8>,
+    pub inline: InlineBytes,
 }
 
 /// Members of one dead group that have freed their blocks, or never will have to.
@@ -110,6 +133,24 @@ impl Encoded for FreedMembers {
     }
 }
 
+impl PgMutation {
+    /// About how many bytes it takes: room for those that are large.
+    pub(super) fn encoded_bytes(&self) -> usize {
+        match self {
+            Self::Commit(record) => {
+                let commit = &record.commit;
+                let members = match &commit.descriptor.body {
+                    PgBody::Blocks { members, .. } => members.len(),
+                    PgBody::Inline { .. } => 0,
+                };
+                let lists = members * 8 + commit.participants.len() * 4;
+                160 + lists + commit.fragments.len() * 16 + record.inline.len()
+            }
+            _ => 64,
+        }
+    }
+}
+
 impl Encoded for PgMutation {
     fn encode(&self, out: &mut Writer) {
         match self {
@@ -150,7 +191,7 @@ impl Encoded for PgMutation {
             1 => Self::Commit(Box::new(CommitRecord {
                 absent_members: take_u32(reader)?,
                 commit: Commit::decode(take_bytes(reader)?)?,
-                inline: take_bytes(reader)?.to_vec(),
+                inline: take_bytes(reader)?.into(),
             })),
             2 => Self::Cancel { pg: PgId::decode(reader)? },
             3 => Self::Horizon { slot: Tick(take_u64(reader)?) },

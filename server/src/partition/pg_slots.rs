@@ -55,6 +55,7 @@ impl PgSlots {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pg_mutation::InlineBytes;
     use super::*;
     use bb_proto::{Fid, PartitionId, PgBody, PgDescriptor, PgId, SessionId, Tick};
 
@@ -67,7 +68,7 @@ mod tests {
         let mut insert = |sequence| {
             let pg = PgId { slot: Tick(1), session: SessionId(1), sequence, home: PartitionId(0) };
             let body = PgBody::Inline { len: 1, crc: 0 };
-            table.insert(Fid(1), PgDescriptor { pg, body }, None, Vec::new())
+            table.insert(Fid(1), PgDescriptor { pg, body }, None, InlineBytes::default())
         };
         let all: Vec<PgRef> = (0..count).map(&mut insert).collect();
         assert!(all.iter().zip(0..).all(|(at, number)| at.0 == number));

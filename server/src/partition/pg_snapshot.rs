@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use bb_proto::{DecodeError, Fid, PartitionId, PgBody, PgDescriptor, PgId, Reader, Tick, Writer};
 
 use super::pg::{Fate, HomeRecord, Participant, PgTable};
+use super::pg_mutation::InlineBytes;
 use super::table::{
     Encoded, put_bytes, put_len, put_list, put_u8, put_u32, put_u64, take_bool, take_bytes,
     take_len, take_list, take_u8, take_u32, take_u64,
@@ -70,7 +71,7 @@ impl Encoded for PgTable {
             let fid = Fid::decode(reader)?;
             let descriptor = PgDescriptor::decode(reader)?;
             let home = take_bool(reader)?.then(|| HomeRecord::decode(reader)).transpose()?;
-            let inline = take_bytes(reader)?.to_vec();
+            let inline = InlineBytes::from(take_bytes(reader)?);
             if !inline.is_empty() && !matches!(descriptor.body, PgBody::Inline { .. }) {
                 return Err(DecodeError::Field("inline"));
             }

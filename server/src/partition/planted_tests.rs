@@ -62,8 +62,11 @@ impl Subject {
     fn commit(&mut self, sequence: u32, stage: u64) {
         let mut commit = commit_of(self.fid, pg_at(self.state.id(), 1, sequence), 0, 10);
         commit.stage = OpId(stage);
-        let record =
-            super::pg_mutation::CommitRecord { commit, absent_members: 0, inline: Vec::new() };
+        let record = super::pg_mutation::CommitRecord {
+            commit,
+            absent_members: 0,
+            inline: Default::default(),
+        };
         let mutation = super::pg_mutation::PgMutation::Commit(Box::new(record));
         self.state.apply(&Mutation::Pg(mutation)).pg().unwrap();
     }

@@ -1,12 +1,12 @@
 //! What a primary knows of its followers, and what they are sent.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
 
 use bb_proto::{ConfigNumber, NodeId};
 
 use super::engine::Partition;
 use super::role::{Follower, Phase, Primary, Role};
+use super::tail::RecordBytes;
 use crate::planted::{self, Planted};
 
 /// An entry of a `Replicate` frame, on its way out.
@@ -15,7 +15,7 @@ pub(super) struct Sending {
     pub sequence: u64,
     pub previous: ConfigNumber,
     /// `None`: only the commit point.
-    pub record: Option<Rc<[u8]>>,
+    pub record: Option<RecordBytes>,
 }
 
 /// What a refusal by a follower means.

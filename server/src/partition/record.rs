@@ -22,7 +22,7 @@ use bb_proto::{ConfigNumber, DecodeError, PartitionId, Reader};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::mutation::Mutation;
+use super::mutation::{Mutation, TableKind};
 
 /// Bytes of a record before its body.
 pub const RECORD_HEADER_BYTES: usize = 40;
@@ -95,8 +95,9 @@ pub struct Numbers {
     pub committed: u64,
 }
 
-/// The bytes of a record, from the encoded mutation.
-pub fn encode_record(numbers: Numbers, table: super::mutation::TableKind, body: &[u8]) -> Vec<u8> {
+/// Writes the header of a record whose body lies behind room for it.
+pub fn number_record(record: &mut [u8], numbers: Numbers, table: TableKind) {
+    let (header, body) = record.split_at_mut(RECORD_HEADER_BYTES);
     let wire = RecordWire {
         magic: U32::new(MAGIC),
         version: VERSION,
@@ -108,12 +109,9 @@ pub fn encode_record(numbers: Numbers, table: super::mutation::TableKind, body: 
         body_len: U32::new(u32::try_from(body.len()).expect("the log refuses records this long")),
         crc: U32::ZERO,
     };
-    let mut bytes = Vec::with_capacity(RECORD_HEADER_BYTES + body.len());
-    bytes.extend_from_slice(wire.as_bytes());
-    let crc = crc32c_append(crc32c(&bytes[..CRC_AT]), body);
-    bytes[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
-    bytes.extend_from_slice(body);
-    bytes
+    header.copy_from_slice(wire.as_bytes());
+    let crc = crc32c_append(crc32c(&header[..CRC_AT]), body);
+    header[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
 }
 
 impl Record {

@@ -244,6 +244,11 @@ impl Region {
         if range.start >= range.end {
             return RegionOutcome::Refused(RegionRefusal::Invalid("an empty range"));
         }
+        if range.end - range.start > 1 << self.region_log2 {
+            // A placeholder is at most 4 GiB long: the whole of what offsets can say would be billions.
+            let why = RegionRefusal::Invalid("a range longer than a region");
+            return RegionOutcome::Refused(why);
+        }
         if self.truncating.is_some() {
             return RegionOutcome::Refused(RegionRefusal::Truncating);
         }

@@ -81,6 +81,13 @@ pub enum RegionMutation {
         /// True if the backing file system has been truncated, too.
         done: bool,
     },
+    /// A region of a file whose record is in this partition is met for the first time: it is registered
+    /// there, and opened with what the record says when this is applied (rule 7). Nothing where it is
+    /// open, or its file is gone.
+    Open {
+        /// The region.
+        id: RegionId,
+    },
     /// The backing file system has been truncated, too.
     TruncateDone {
         /// The region.
@@ -301,6 +308,10 @@ impl Encoded for RegionMutation {
                 id.encode(out);
                 put_u64(out, tick.0);
             }
+            Self::Open { id } => {
+                put_u8(out, 10);
+                id.encode(out);
+            }
         }
     }
 
@@ -336,6 +347,7 @@ impl Encoded for RegionMutation {
             7 => Self::StageEnd { id, op: OpId(take_u64(reader)?) },
             8 => Self::Purge { id, range: Range::decode(reader)?, mode: take_mode(reader)? },
             9 => Self::Drop { id, tick: Tick(take_u64(reader)?) },
+            10 => Self::Open { id },
             _ => return Err(DecodeError::Field("region mutation")),
         })
     }

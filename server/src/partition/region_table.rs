@@ -54,16 +54,19 @@ impl RegionTable {
 
     /// log2 of the region size of a file, if any region of it is open here.
     pub fn region_log2(&self, fid: Fid) -> Option<u8> {
+        // Most files have region 0 here and no other: one search instead of two for a range's ends.
         let first = RegionId { fid, region: RegionIndex(0) };
-        let last = RegionId { fid, region: RegionIndex(u32::MAX) };
-        self.regions.range(first..=last).next().map(|(_, region)| region.region_log2())
+        if let Some(region) = self.regions.get(&first) {
+            return Some(region.region_log2());
+        }
+        let next = self.regions.range(first..).next().filter(|(id, _)| id.fid == fid);
+        next.map(|(_, region)| region.region_log2())
     }
 
     /// True if the file was dropped here, as far as that still matters.
     pub fn is_dropped(&self, fid: Fid) -> bool {
         let first = RegionId { fid, region: RegionIndex(0) };
-        let last = RegionId { fid, region: RegionIndex(u32::MAX) };
-        self.dropped.range(first..=last).next().is_some()
+        self.dropped.range(first..).next().is_some_and(|(id, _)| id.fid == fid)
     }
 
     /// Regions in which a truncate is under way, in order.
@@ -103,6 +106,8 @@ impl RegionTable {
     ) -> RegionOutcome {
         let not_open = RegionOutcome::Refused(RegionRefusal::NotOpen);
         match mutation {
+            // Opened before by whoever has the file's record.
+            RegionMutation::Open { .. } => RegionOutcome::Done,
             RegionMutation::Truncate { .. } => self.truncate(mutation, ledger),
             RegionMutation::TruncateDone { id, epoch } => {
                 self.change(*id, |region| region.truncate_done(*epoch));

@@ -31,7 +31,7 @@ impl Replica {
 
     /// State and tail as a checkpoint holds them.
     pub fn snapshot(&self) -> Vec<u8> {
-        encode_snapshot(&self.state, self.tail.records().map(|logged| &*logged.record))
+        encode_snapshot(&self.state, self.tail.records().map(|logged| logged.record.as_slice()))
     }
 
     /// A replica with a state and no tail.
@@ -73,7 +73,7 @@ impl Replica {
         }
         self.tail.cut(found);
         self.tail.push(Logged {
-            record: Rc::from(bytes),
+            record: Rc::new(bytes.to_vec()),
             config: record.config,
             mutation: record.mutation,
             answer: None,

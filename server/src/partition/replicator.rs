@@ -34,7 +34,10 @@ pub(super) struct Replicator {
     node: NodeId,
     ready: RefCell<BTreeSet<PartitionId>>,
     notices: RefCell<BTreeSet<PartitionId>>,
+    /// Something to send, or a place to send it from.
     wake: Notify,
+    /// A commit point to tell.
+    noticed: Notify,
     under_way: Cell<u32>,
     pause: Cell<Duration>,
     ended: Cell<bool>,
@@ -54,6 +57,7 @@ impl Replicator {
             ready: RefCell::default(),
             notices: RefCell::default(),
             wake: Notify::new(),
+            noticed: Notify::new(),
             under_way: Cell::new(0),
             pause: Cell::new(Duration::ZERO),
             ended: Cell::new(false),
@@ -75,7 +79,7 @@ impl Replicator {
     /// A partition's commit point has moved.
     pub(super) fn note(&self, partition: PartitionId) {
         if self.notices.borrow_mut().insert(partition) {
-            self.wake.notify_all();
+            self.noticed.notify_all();
         }
     }
 
@@ -83,6 +87,7 @@ impl Replicator {
     pub(super) fn end(&self) {
         self.ended.set(true);
         self.wake.notify_all();
+        self.noticed.notify_all();
     }
 
     async fn run(self: Rc<Self>, host: Weak<PartitionHost>) {
@@ -108,9 +113,9 @@ impl Replicator {
     /// Commit points travel with records; where none come, alone.
     async fn run_notices(self: Rc<Self>, host: Weak<PartitionHost>) {
         while !self.ended.get() {
-            let woken = self.wake.notified();
+            let noticed = self.noticed.notified();
             if self.notices.borrow().is_empty() {
-                woken.await;
+                noticed.await;
                 continue;
             }
             let Some(rt) = host.upgrade().map(|host| host.env.rt.clone()) else { return };
@@ -136,8 +141,8 @@ impl Replicator {
 
     fn fill(&self, host: &PartitionHost) -> Option<Frame> {
         let mut budget = FRAME_BYTES;
-        let mut body = Writer::default();
         let mut parts = Vec::new();
+        let (mut all, mut bytes) = (Vec::new(), 0);
         while budget > 0 {
             let Some(id) = self.ready.borrow_mut().pop_first() else { break };
             let Some(partition) = host.replica(id) else { continue };
@@ -146,16 +151,23 @@ impl Replicator {
                 continue;
             }
             self.notices.borrow_mut().remove(&id);
-            for entry in &entries {
-                put(&mut body, id, partition.config(), entry);
-                budget = budget.saturating_sub(REPLICATE_ENTRY_BYTES);
-            }
+            budget = budget.saturating_sub(entries.len() * REPLICATE_ENTRY_BYTES);
+            bytes += entries.iter().map(Sending::bytes).sum::<usize>();
+            all.push((id, partition.config(), entries));
             parts.push(id);
             if partition.has_entries(self.node) {
                 self.ready.borrow_mut().insert(id);
             }
         }
-        (!parts.is_empty()).then(|| Frame { body: body.finish(), parts })
+        if parts.is_empty() {
+            return None;
+        }
+        // In one piece of memory: a frame is up to 256 KiB, and growing moves it.
+        let mut body = Writer::with_capacity(bytes);
+        for (id, config, entries) in all {
+            entries.iter().for_each(|entry| put(&mut body, id, config, entry));
+        }
+        Some(Frame { body: body.finish(), parts })
     }
 
     async fn send(self: Rc<Self>, host: &Rc<PartitionHost>, frame: Frame) {
@@ -182,7 +194,7 @@ impl Replicator {
         if let Some(partition) = host.replica(id) {
             partition.send_again(self.node);
             self.ready.borrow_mut().insert(id);
-            self.notices.borrow_mut().insert(id);
+            self.note(id);
         }
     }
 
@@ -240,6 +252,13 @@ impl Replicator {
     }
 }
 
+impl Sending {
+    /// What it takes of a frame.
+    fn bytes(&self) -> usize {
+        REPLICATE_ENTRY_BYTES + self.record.as_ref().map_or(0, |record| record.len())
+    }
+}
+
 fn put(body: &mut Writer, partition: PartitionId, config: ConfigNumber, entry: &Sending) {
     put_replicate(
         body,
@@ -249,7 +268,7 @@ fn put(body: &mut Writer, partition: PartitionId, config: ConfigNumber, entry: &
             committed: entry.committed,
             sequence: entry.sequence,
             previous: entry.previous,
-            record: entry.record.as_deref().unwrap_or_default(),
+            record: entry.record.as_ref().map_or(&[], |record| record.as_slice()),
         },
     );
 }

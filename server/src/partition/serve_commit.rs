@@ -18,10 +18,10 @@ use super::apply_commit::{Verdict, region_of};
 use super::engine::Partition;
 use super::host::{PartitionHost, class_of};
 use super::mutation::Mutation;
-use super::pg_mutation::{CommitRecord, CommitRefusal, PgMutation, PgOutcome};
+use super::pg_mutation::{CommitRecord, CommitRefusal, InlineBytes, PgMutation, PgOutcome};
 use super::region_mutation::{RegionId, RegionMutation};
 use super::table::{FileRecords, RegionTerms};
-use crate::files::{FileChange, FileMutation, FileOutcome, has_run};
+use crate::files::has_run;
 use crate::planted::{self, Planted};
 use crate::rights::check_capability;
 
@@ -62,13 +62,18 @@ impl PartitionHost {
             let lessons = match verdict {
                 Verdict::Duplicate => return Ok(Response::default()),
                 Verdict::Refuse(CommitRefusal::RegionBehind(_)) => {
-                    let file = (partition.id(), commit.capability.fid);
-                    if waits < LEARN_ATTEMPTS && self.learning.wait(file).await {
+                    let fid = commit.capability.fid;
+                    if self.partition_of(fid, RegionIndex(0)) == partition.id() {
+                        self.own_lessons(partition, &commit)?
+                    } else if waits < LEARN_ATTEMPTS
+                        && self.learning.wait((partition.id(), fid)).await
+                    {
                         waits += 1;
                         continue;
+                    } else {
+                        learning = Some(self.learning.begin((partition.id(), fid)));
+                        self.lessons(partition, &commit, class).await?
                     }
-                    learning = Some(self.learning.begin(file));
-                    self.lessons(partition, &commit, class).await?
                 }
                 Verdict::Refuse(refusal) => return Err(self.refusal(refusal)),
                 Verdict::Apply => Vec::new(),
@@ -90,7 +95,7 @@ impl PartitionHost {
         &self,
         partition: &Rc<Partition>,
         commit: &Commit,
-        inline: &[u8],
+        inline: &InlineBytes,
         lessons: Vec<RegionMutation>,
         class: ServiceClass,
     ) -> Result<Option<Response>, Failure> {
@@ -101,8 +106,8 @@ impl PartitionHost {
         }
         #[cfg(feature = "planted")]
         self.free_before_commit(partition, commit);
-        let record =
-            CommitRecord { commit: commit.clone(), absent_members, inline: inline.to_vec() };
+        let commit = Commit { closes: 0, ..commit.clone() };
+        let record = CommitRecord { commit, absent_members, inline: inline.clone() };
         let mutation = Mutation::Pg(PgMutation::Commit(Box::new(record)));
         let lessons = lessons.into_iter().map(|m| partition.submit(class, Mutation::Region(m)));
         let (_, outcome) = join(join_all(lessons), partition.submit(class, mutation)).await;
@@ -176,7 +181,55 @@ impl PartitionHost {
         }
     }
 
-    /// What the regions of the commit that are behind have to learn of the file (rule 7).
+    /// What the regions of the commit that are behind have to learn of a file whose record is here,
+    /// too: nothing has to be asked, and a small file costs one round of the log.
+    fn own_lessons(
+        &self,
+        partition: &Rc<Partition>,
+        commit: &Commit,
+    ) -> Result<Vec<RegionMutation>, Failure> {
+        let fid = commit.capability.fid;
+        let state = partition.state();
+        let known = state.files.region_terms(fid, TruncateEpoch(0)).ok_or_else(stale)?;
+        let mut lessons = Vec::new();
+        for id in self.regions_of(partition, commit, known.region_log2)? {
+            let at = state.regions.get(id).map(super::region::Region::epoch);
+            lessons.extend(match at {
+                Some(epoch) if epoch >= commit.epoch => None,
+                Some(epoch) => {
+                    let terms = state.files.region_terms(fid, epoch).ok_or_else(stale)?;
+                    Some(truncate(id, commit.epoch, &terms)?)
+                }
+                None if !has_run(id.region.0 / REGIONS_PER_RUN, known.region_log2) => {
+                    return Err(Failure::new(Code::Invalid, "no file is that large"));
+                }
+                None if known.epoch < commit.epoch => return Err(not_reached()),
+                None => Some(RegionMutation::Open { id }),
+            });
+        }
+        Ok(lessons)
+    }
+
+    /// The regions that a commit writes to, all of them of this partition.
+    fn regions_of(
+        &self,
+        partition: &Partition,
+        commit: &Commit,
+        region_log2: u8,
+    ) -> Result<BTreeSet<RegionId>, Failure> {
+        let fid = commit.capability.fid;
+        let region = |fragment| {
+            let id = region_of(fid, fragment, region_log2);
+            id.filter(|id| self.partition_of(fid, id.region) == partition.id())
+        };
+        let regions: Option<_> = commit.fragments.iter().map(region).collect();
+        regions.ok_or_else(|| {
+            Failure::new(Code::Invalid, "a fragment does not lie in a region of the partition")
+        })
+    }
+
+    /// What the regions of the commit that are behind have to learn of a file whose record is in another
+    /// partition (rule 7).
     async fn lessons(
         &self,
         partition: &Rc<Partition>,
@@ -187,18 +240,10 @@ impl PartitionHost {
         let known = partition.state().regions.region_log2(fid);
         let region_log2 = match known {
             Some(region_log2) => region_log2,
-            None => self.terms(partition, fid, commit.epoch, None, class).await?.region_log2,
+            None => self.terms(fid, commit.epoch, None, class).await?.region_log2,
         };
-        let mut regions = BTreeSet::new();
-        for fragment in &commit.fragments {
-            let id = region_of(fid, fragment, region_log2);
-            let id = id.filter(|id| self.partition_of(fid, id.region) == partition.id());
-            regions.insert(id.ok_or_else(|| {
-                Failure::new(Code::Invalid, "a fragment does not lie in a region of the partition")
-            })?);
-        }
         let mut lessons = Vec::new();
-        for id in regions {
+        for id in self.regions_of(partition, commit, region_log2)? {
             lessons.extend(self.lesson(partition, id, commit.epoch, class).await?);
         }
         Ok(lessons)
@@ -218,59 +263,21 @@ impl PartitionHost {
         // A region that is opened holds nothing that an older truncate could cut. It matters only
         // whether the newest is still under way, and where that cuts.
         let before = TruncateEpoch(wanted.0.saturating_sub(1));
-        let terms = self.terms(partition, id.fid, at.unwrap_or(before), Some(id.region), class);
-        let terms = terms.await?;
-        if terms.epoch < wanted {
-            return Err(Failure::new(Code::Invalid, "an epoch that the file has not reached"));
-        }
-        let RegionTerms { region_log2, epoch, size, truncating } = terms;
-        let done = !truncating;
-        Ok(Some(RegionMutation::Truncate { id, region_log2, epoch, size, done }))
+        let terms = self.terms(id.fid, at.unwrap_or(before), Some(id.region), class).await?;
+        truncate(id, wanted, &terms).map(Some)
     }
 
-    /// Registers a region in the file's record, which is here too: a small file then costs its client
-    /// one request less.
-    async fn register(
-        &self,
-        partition: &Rc<Partition>,
-        fid: Fid,
-        region: RegionIndex,
-        class: ServiceClass,
-    ) -> Result<(), Failure> {
-        let (run, regions) = (region.0 / REGIONS_PER_RUN, region.0 % REGIONS_PER_RUN + 1);
-        let region_log2 = partition.state().files.region_terms(fid, TruncateEpoch(0));
-        let region_log2 = region_log2.map_or(0, |terms| terms.region_log2);
-        if !has_run(run, region_log2) {
-            return Err(Failure::new(Code::Invalid, "no file is that large"));
-        }
-        let change = FileChange::Register { run, regions };
-        let mutation = Mutation::File(FileMutation { fid, change });
-        match partition.submit(class, mutation).await?.file()? {
-            FileOutcome::Refused(_) => Err(Failure::new(Code::StaleFile, "no record of this file")),
-            _ => Ok(()),
-        }
-    }
-
-    /// What the file record says to a region that has seen truncates up to `after`.
+    /// What the file record, in another partition, says to a region that has seen truncates up to
+    /// `after`.
     async fn terms(
         &self,
-        partition: &Rc<Partition>,
         fid: Fid,
         after: TruncateEpoch,
         region: Option<RegionIndex>,
         class: ServiceClass,
     ) -> Result<RegionTerms, Failure> {
-        let stale = || Failure::new(Code::StaleFile, "no record of this file");
         let unregistered = || Failure::new(Code::RegionUnknown, "register the region first");
         let owner = self.partition_of(fid, RegionIndex(0));
-        if owner == partition.id() {
-            let is_new =
-                |region: &RegionIndex| !partition.state().files.is_registered(fid, *region);
-            if let Some(region) = region.filter(is_new) {
-                self.register(partition, fid, region, class).await?;
-            }
-            return partition.state().files.region_terms(fid, after).ok_or_else(stale);
-        }
         let file = self.file_state(owner, fid, after, class).await?;
         if !file.known {
             return Err(stale());
@@ -310,6 +317,27 @@ impl PartitionHost {
     }
 }
 
+fn stale() -> Failure {
+    Failure::new(Code::StaleFile, "no record of this file")
+}
+
+fn not_reached() -> Failure {
+    Failure::new(Code::Invalid, "an epoch that the file has not reached")
+}
+
+/// A region learns what the file record says, which must be at least at `wanted`.
+fn truncate(
+    id: RegionId,
+    wanted: TruncateEpoch,
+    terms: &RegionTerms,
+) -> Result<RegionMutation, Failure> {
+    let RegionTerms { region_log2, epoch, size, truncating } = *terms;
+    if epoch < wanted {
+        return Err(not_reached());
+    }
+    Ok(RegionMutation::Truncate { id, region_log2, epoch, size, done: !truncating })
+}
+
 /// True if more members are absent than parity makes up for.
 fn has_too_few(commit: &Commit, absent: u32) -> bool {
     match &commit.descriptor.body {
@@ -330,10 +358,12 @@ fn inline_bytes(
     commit: &Commit,
     partition: &Partition,
     request: &Incoming,
-) -> Result<Vec<u8>, Failure> {
-    let PgBody::Inline { len, crc } = &commit.descriptor.body else { return Ok(Vec::new()) };
+) -> Result<InlineBytes, Failure> {
+    let PgBody::Inline { len, crc } = &commit.descriptor.body else {
+        return Ok(InlineBytes::default());
+    };
     if commit.descriptor.pg.home != partition.id() {
-        return Ok(Vec::new());
+        return Ok(InlineBytes::default());
     }
     let bytes = request.payload.as_deref().unwrap_or_default();
     if u32::try_from(bytes.len()) != Ok(*len) {
@@ -342,5 +372,5 @@ fn inline_bytes(
     if crc32c(bytes) != *crc {
         return Err(Failure::new(Code::Corrupt, "the bytes of the inline group"));
     }
-    Ok(bytes.to_vec())
+    Ok(bytes.into())
 }

@@ -5,10 +5,10 @@ use bb_proto::{ConfigNumber, DecodeError, PartitionId, Reader, Tick, Writer};
 use super::mutation::{Mutation, Outcome};
 use super::pg::{Ledger, PgTable};
 use super::pg_mutation::{PgMutation, PgOutcome};
-use super::region_mutation::{RegionMutation, RegionOutcome};
+use super::region_mutation::{RegionId, RegionMutation, RegionOutcome, RegionRefusal};
 use super::region_table::RegionTable;
-use super::table::{ApplyContext, Encoded, Table, put_bytes, put_u32, put_u64};
-use super::table::{take_bytes, take_u32, take_u64};
+use super::table::{ApplyContext, Encoded, FileRecords, RegionTerms, Table};
+use super::table::{put_bytes, put_u32, put_u64, take_bytes, take_u32, take_u64};
 use crate::files::{FileTable, SessionTable};
 
 /// All tables of a partition.
@@ -136,7 +136,27 @@ impl PartitionState {
         PgOutcome::Done
     }
 
+    /// Registers and opens in one step: between two, the file could be dropped, or cut, without this
+    /// region's learning of it.
+    fn open_region(&mut self, id: RegionId) -> RegionOutcome {
+        if self.regions.get(id).is_some() {
+            return RegionOutcome::Done;
+        }
+        if self.regions.is_dropped(id.fid) {
+            return RegionOutcome::Refused(RegionRefusal::Dropped);
+        }
+        let Some(terms) = self.files.open_region(id.fid, id.region) else {
+            return RegionOutcome::Refused(RegionRefusal::Dropped);
+        };
+        let RegionTerms { region_log2, epoch, size, truncating } = terms;
+        let done = !truncating;
+        self.apply_region(&RegionMutation::Truncate { id, region_log2, epoch, size, done })
+    }
+
     fn apply_region(&mut self, mutation: &RegionMutation) -> RegionOutcome {
+        if let RegionMutation::Open { id } = mutation {
+            return self.open_region(*id);
+        }
         let mut ledger = Ledger::default();
         let outcome = self.regions.apply(mutation, &self.pgs, &mut ledger);
         self.pgs.settle(&ledger);

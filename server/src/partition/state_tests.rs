@@ -1,24 +1,26 @@
 //! The state machine: rules, conditions, and that replay ends where life did.
 
-use bb_proto::meta::FragmentState;
+use bb_proto::meta::{FragmentState, Guard};
 use bb_proto::{
-    Capability, Commit, DeviceId, Fid, Fragment, Incarnation, Member, NodeId, OpId, PartitionId,
-    PgBody, PgDescriptor, PgId, Reader, RegionIndex, Rights, SessionId, Tick, TruncateEpoch,
-    Writer,
+    Capability, ClientSequence, Commit, DeviceId, Fid, Fragment, Incarnation, Member, NodeId, OpId,
+    PartitionId, PgBody, PgDescriptor, PgId, Reader, RegionIndex, Rights, SessionId, Tick,
+    TruncateEpoch, Writer,
 };
 use proptest::prelude::*;
 
+use crate::files::record::HandleKey;
+use crate::files::{FileChange, FileMutation};
 use crate::partition::fragment_map::Place;
 use crate::partition::mutation::{Mutation, Outcome};
 use crate::partition::pg::Fate;
 use crate::partition::pg_mutation::{
-    CommitRecord, CommitRefusal, FreedMembers, PgMutation, PgOutcome,
+    CommitRecord, CommitRefusal, FreedMembers, InlineBytes, PgMutation, PgOutcome,
 };
 use crate::partition::region_mutation::{
     ProcessId, PurgeMode, Range, RegionId, RegionMutation, RegionOutcome, RegionRefusal, Written,
 };
 use crate::partition::state::PartitionState;
-use crate::partition::table::Encoded;
+use crate::partition::table::{Encoded, FileRecords};
 
 const HOME: PartitionId = PartitionId(4);
 const OTHER: PartitionId = PartitionId(9);
@@ -42,6 +44,8 @@ fn commit(id: PgId, fragments: &[(u64, u32, u32)]) -> Commit {
         },
         epoch: EPOCH,
         size_raise: 0,
+        mtime_ns: 0,
+        closes: 0,
         stage: OpId(0),
         descriptor: PgDescriptor {
             pg: id,
@@ -70,7 +74,7 @@ fn logged(commit: Commit) -> Mutation {
     Mutation::Pg(PgMutation::Commit(Box::new(CommitRecord {
         commit,
         absent_members: 0,
-        inline: Vec::new(),
+        inline: InlineBytes::default(),
     })))
 }
 
@@ -562,4 +566,81 @@ proptest! {
         // Behind the checksum of a snapshot this cannot happen; it must not panic all the same.
         let _ = PartitionState::decode(&mut Reader::new(&damaged));
     }
+}
+
+/// The file's record, as its open makes it.
+fn meet(state: &mut PartitionState) {
+    change(
+        state,
+        FileChange::Meet {
+            key: HandleKey { handle_type: 1, handle: vec![1; 8].into(), birth_ns: 0 },
+            region_log2: 20,
+            tick: Tick(EPOCH.0),
+            guard: Guard { size: 0, mtime_ns: 0 },
+        },
+    );
+}
+
+fn change(state: &mut PartitionState, change: FileChange) {
+    state.apply(&Mutation::File(FileMutation { fid: FID, change }));
+}
+
+#[test]
+fn a_region_is_registered_and_opened_in_one_step_with_what_the_record_says_then() {
+    let mut state = PartitionState::new(HOME);
+    meet(&mut state);
+    assert_eq!(region(&mut state, RegionMutation::Open { id: REGION }), RegionOutcome::Done);
+    assert!(state.files.is_registered(FID, REGION.region));
+    let told = Commit { size_raise: 10, mtime_ns: 99, ..commit(pg(10, 1), &[(0, 0, 10)]) };
+    assert_eq!(state.apply(&logged(told)).pg().unwrap(), APPLIED);
+    let record = state.files.get(FID).unwrap();
+    assert_eq!((record.size, record.mtime_ns), (10, 99));
+    // Again, as from another commit that met it at the same time.
+    assert_eq!(region(&mut state, RegionMutation::Open { id: REGION }), RegionOutcome::Done);
+    assert!(state_at(&state, 0).is_some());
+}
+
+#[test]
+fn rule_7_a_truncate_that_comes_before_a_region_is_opened_refuses_what_was_written_before_it() {
+    let mut state = PartitionState::new(HOME);
+    meet(&mut state);
+    // Between the look at the record, and what was logged because of it.
+    let begin = FileChange::TruncateBegin {
+        size: 0,
+        session: SessionId(2),
+        sequence: ClientSequence(1),
+        process: OURS,
+    };
+    change(&mut state, begin);
+    assert_eq!(region(&mut state, RegionMutation::Open { id: REGION }), RegionOutcome::Done);
+    let next = TruncateEpoch(EPOCH.0 + 1);
+    let opened = state.regions.get(REGION).unwrap();
+    assert_eq!((opened.epoch(), opened.truncating()), (next, Some(0)));
+    let refused = PgOutcome::Refused(CommitRefusal::OldEpoch(next));
+    assert_eq!(write(&mut state, pg(10, 1), &[(0, 0, 10)]), refused);
+}
+
+#[test]
+fn a_region_of_a_file_that_is_being_dropped_is_not_opened() {
+    let gone = RegionOutcome::Refused(RegionRefusal::Dropped);
+    let mut state = PartitionState::new(HOME);
+    assert_eq!(region(&mut state, RegionMutation::Open { id: REGION }), gone, "no record");
+    meet(&mut state);
+    change(&mut state, FileChange::DropBegin);
+    // Nobody would ask it to drop anything: the list of regions was made.
+    assert_eq!(region(&mut state, RegionMutation::Open { id: REGION }), gone);
+    assert!(state.regions.get(REGION).is_none());
+    change(&mut state, FileChange::DropEnd);
+    assert_eq!(region(&mut state, RegionMutation::Open { id: REGION }), gone);
+}
+
+#[test]
+fn a_prestage_covers_no_more_than_a_region() {
+    let mut state = opened();
+    let range = Range { start: 0, end: u64::MAX };
+    let begin =
+        RegionMutation::StageBegin { id: REGION, op: OpId(1), process: OURS, range, epoch: EPOCH };
+    let refused = region(&mut state, begin);
+    assert!(matches!(refused, RegionOutcome::Refused(RegionRefusal::Invalid(_))), "{refused:?}");
+    assert_eq!(state.regions.totals().fragments, 0);
 }

@@ -62,9 +62,14 @@ pub trait FileRecords {
     /// dropped).
     fn region_terms(&self, fid: Fid, after: TruncateEpoch) -> Option<RegionTerms>;
 
-    /// A commit brought bytes up to `size`, written under truncate epoch `epoch`: the size of the
-    /// record is raised if that epoch is still the current one, else nothing happens (rule 7).
-    fn raise_size(&mut self, fid: Fid, epoch: TruncateEpoch, size: u64);
+    /// Registers a region, and says with what it is to be opened: nothing older than the newest truncate
+    /// can cut what is not there yet. `None` if there is no such record, or no file is that large.
+    fn open_region(&mut self, fid: Fid, region: RegionIndex) -> Option<RegionTerms>;
+
+    /// A commit brought bytes up to `size` (0 for no further than they went), written under truncate
+    /// epoch `epoch`: the size of the record is raised if that epoch is still the current one (rule 7).
+    /// `mtime_ns` is when they were written, 0 if that is not told.
+    fn raise(&mut self, fid: Fid, epoch: TruncateEpoch, size: u64, mtime_ns: i64);
 
     /// True if the run of 1,024 regions that `region` is in has been registered.
     fn is_registered(&self, fid: Fid, region: RegionIndex) -> bool;

@@ -9,10 +9,13 @@ use futures_channel::oneshot;
 
 use super::mutation::{Mutation, Outcome};
 
+/// The bytes of a record: in the vector that they were encoded into, so that nothing is copied.
+pub type RecordBytes = Rc<Vec<u8>>;
+
 /// A record of the tail.
 pub struct Logged {
     /// As appended: a snapshot carries it along, other replicas get it.
-    pub record: Rc<[u8]>,
+    pub record: RecordBytes,
     /// Configuration under which it was numbered: with its sequence, its name.
     pub config: ConfigNumber,
     /// What it says.
@@ -23,7 +26,7 @@ pub struct Logged {
 
 /// Applied records that somebody still has to get.
 struct Kept {
-    record: Rc<[u8]>,
+    record: RecordBytes,
     config: ConfigNumber,
 }
 
@@ -110,7 +113,7 @@ impl Tail {
     }
 
     /// The bytes of a record, as long as they are known.
-    pub fn record(&self, sequence: u64) -> Option<Rc<[u8]>> {
+    pub fn record(&self, sequence: u64) -> Option<RecordBytes> {
         if sequence > self.applied {
             return self.logged(sequence).map(|logged| logged.record.clone());
         }
@@ -198,7 +201,7 @@ mod tests {
 
     fn logged(config: u64) -> Logged {
         Logged {
-            record: Rc::from([u8::try_from(config).expect("small"); 4].as_slice()),
+            record: Rc::new(vec![u8::try_from(config).expect("small"); 4]),
             config: ConfigNumber(config),
             mutation: Mutation::Pg(PgMutation::Horizon { slot: Tick(0) }),
             answer: None,

@@ -387,6 +387,8 @@ pub fn commit_of(fid: Fid, pg: PgId, at: u64, len: u32) -> Commit {
         },
         epoch: EPOCH,
         size_raise: 0,
+        mtime_ns: 0,
+        closes: 0,
         stage: OpId(0),
         descriptor: PgDescriptor {
             pg,

@@ -16,7 +16,7 @@ use bb_pgio::{Sealed, Shape, WriteError, chunk_log2_for};
 use bb_proto::meta::{FileStat, FileState, RegionOperationReply};
 use bb_proto::{
     Capability, Code, Commit, Failure, Fragment, Kind, PG_DATA_BYTES_MAX, PgId, Rights,
-    ServiceClass, SessionId,
+    ServiceClass, SessionId, Tick,
 };
 use bb_runtime::{Buf, BufMut, Instant};
 use bb_transport::{CallError, Outgoing};
@@ -254,7 +254,8 @@ impl Residency {
         loop {
             let sequence = self.pg_sequence.get().wrapping_add(1);
             self.pg_sequence.set(sequence);
-            let slot = self.ctx.shared.tick();
+            // A tick before the newest, as clients do: others hear of that one later.
+            let slot = Tick(self.ctx.shared.tick().0.saturating_sub(1));
             let pg = PgId { slot, session, sequence, home: partition.id() };
             let descriptor = match self.writes.write(&capability, pg, sealed).await {
                 Ok(descriptor) => descriptor,
@@ -268,6 +269,8 @@ impl Residency {
                 capability,
                 epoch: job.order.epoch,
                 size_raise: 0,
+                mtime_ns: 0,
+                closes: 0,
                 stage: job.order.op,
                 descriptor,
                 participants: Vec::new(),

@@ -156,6 +156,26 @@ fn rule_8_an_open_file_lives_on_until_its_last_close() {
 }
 
 #[test]
+fn rule_8_an_open_ends_with_the_commit_of_its_last_bytes() {
+    simulate(4, |world| async move {
+        let client = world.session(1).await;
+        let (fid, handle) = client.open("/f", NEW).await.expect("create");
+        let (same, other) = client.open("/f", libc::O_RDONLY).await.expect("open");
+        assert_eq!(fid, same);
+        // No region was registered: the commit does that, too.
+        client.commit_last(fid, &handle, 5000).await.expect("commit");
+        let state = world.file(fid).await;
+        assert_eq!((state.size, state.open), (5000, true), "the other open");
+        client.tell(fid, &other, 0, Kind::FileClose).await.expect("close");
+        assert!(!world.file(fid).await.open);
+        client.op(NamespaceOp::Unlink(at("/f"))).await.expect("unlink");
+        world.rt.sleep(Duration::from_secs(2)).await;
+        assert!(!world.file(fid).await.known, "nothing keeps it");
+        assert_eq!(world.bfs.hidden_names(), Vec::<String>::new());
+    });
+}
+
+#[test]
 fn rule_8_no_hidden_name_is_left_by_an_unlink_that_failed() {
     for seed in 0..SEEDS {
         simulate(seed, |world| async move {

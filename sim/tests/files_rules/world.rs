@@ -161,6 +161,7 @@ impl Life {
                 Ok(Response::body(encode(&RegionOperationReply::default())))
             }
             Kind::FreeBlocks => Ok(Response::default()),
+            Kind::Commit => self.files.commit(&self.host, request).await,
             _ => self.host.clone().handle(request).await,
         }
     }
@@ -377,6 +378,27 @@ impl Client<'_> {
     }
 
     pub async fn commit(&self, fid: Fid, handle: &FileHandle, len: u32) -> Result<(), Failure> {
+        self.commit_and(fid, handle, len, 0, 0).await
+    }
+
+    /// Commits the last bytes of an open, which ends with them.
+    pub async fn commit_last(
+        &self,
+        fid: Fid,
+        handle: &FileHandle,
+        len: u32,
+    ) -> Result<(), Failure> {
+        self.commit_and(fid, handle, len, u64::from(len), handle.open_id).await
+    }
+
+    async fn commit_and(
+        &self,
+        fid: Fid,
+        handle: &FileHandle,
+        len: u32,
+        size_raise: u64,
+        closes: u64,
+    ) -> Result<(), Failure> {
         let sequence = u32::try_from(self.number()).expect("few");
         let pg = PgId { slot: Tick(1000), session: self.session, sequence, home: home(fid) };
         let members = (0..3).map(|d| Member { device: DeviceId(d), crc: 0 }).collect();
@@ -391,7 +413,9 @@ impl Client<'_> {
         let commit = Commit {
             capability: (&handle.capability).into(),
             epoch: TruncateEpoch(handle.epoch),
-            size_raise: 0,
+            size_raise,
+            mtime_ns: 0,
+            closes,
             stage: OpId(0),
             descriptor: PgDescriptor { pg, body },
             participants: Vec::new(),

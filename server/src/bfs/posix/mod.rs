@@ -111,14 +111,19 @@ impl PosixBfs {
         })
     }
 
-    /// Makes a call on a thread of `pool`, at once: it is made also if the future is dropped.
+    /// Makes a call on a thread of `pool`, at once: it is made also if the future is dropped. An error
+    /// counts only if this is the backing file system (rule 11): looked at by the same thread, since
+    /// to make a file begins with one (that there is none), and a way to a thread and back costs more.
     fn run<T: Send + 'static>(
         &self,
         pool: &ThreadPool,
         call: impl FnOnce(&Inner) -> Result<T, BfsError> + Send + 'static,
     ) -> BfsFuture<T> {
         let inner = self.inner.clone();
-        let answer = pool.run(move || call(&inner));
+        let answer = pool.run(move || match call(&inner) {
+            Err(error @ BfsError::Errno(_)) => inner.check().and(Err(error)),
+            result => result,
+        });
         Box::pin(async move {
             answer.await.unwrap_or_else(|error| Err(BfsError::Unavailable(error.to_string())))
         })
@@ -223,6 +228,10 @@ fn lock_name(process: ProcessId) -> String {
 impl Bfs for PosixBfs {
     fn check(&self) -> BfsFuture<()> {
         self.run(&self.data, Inner::check)
+    }
+
+    fn checks_errors(&self) -> bool {
+        true
     }
 
     fn uuid(&self) -> [u8; 16] {

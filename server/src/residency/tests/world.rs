@@ -398,6 +398,8 @@ impl Life {
             capability: server(),
             epoch: self.epoch(),
             size_raise: 0,
+            mtime_ns: 0,
+            closes: 0,
             stage: OpId(0),
             descriptor,
             participants: Vec::new(),

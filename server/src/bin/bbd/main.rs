@@ -1,5 +1,8 @@
 //! `bbd`: the server.
 
+#[cfg(feature = "mimalloc")]
+mod allocator;
+
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
