@@ -14,8 +14,9 @@ use bb_runtime::sync::Notify;
 /// Size of the pieces that are kept, in bytes.
 pub(crate) const SEGMENT_BYTES: usize = 256 << 10;
 
-/// Pieces of which it is remembered that they were read: more than one turn of read-ahead fetches.
-const READ_REMEMBERED: usize = 128;
+/// Pieces of which it is remembered, at the most, that they were read: more than one turn of read-ahead
+/// fetches.
+const READ_REMEMBERED: u64 = 128;
 
 /// A piece of a group.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -164,10 +165,11 @@ impl PgCache {
             self.used_bytes.set(self.used_bytes.get() - *bytes);
             entries.remove(&key);
             let mut read = self.read.borrow_mut();
-            if read.len() == READ_REMEMBERED {
+            read.push_back(key);
+            // No more than the shortest stream has: who begins anew is not too late.
+            if read.len() as u64 > READ_REMEMBERED.min(self.limit_bytes / SEGMENT_BYTES as u64) {
                 read.pop_front();
             }
-            read.push_back(key);
         }
     }
 

@@ -68,7 +68,7 @@ impl Inner {
                 epoch: node.epoch.get(),
                 size_raise: if raise { end } else { 0 },
                 mtime_ns: if is_record { node.mtime_ns.get() } else { 0 },
-                closes: if is_record { closes } else { 0 },
+                closes,
                 stage: OpId(0),
                 descriptor: descriptor.clone(),
                 participants: others.to_vec(),

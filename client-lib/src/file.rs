@@ -7,7 +7,7 @@ use std::rc::Rc;
 use bb_proto::meta::{
     self, Attributes, FileSize, FileStat, FileState, FileTruncate, NamespaceOp, OpOpen,
 };
-use bb_proto::{Kind, Rights, TruncateEpoch};
+use bb_proto::{Kind, Rights};
 
 use crate::ahead::ReadAhead;
 use crate::client::{Client, Inner};
@@ -310,11 +310,13 @@ impl File {
                 sequence: number.sequence,
             });
             let ask = Ask::new(Kind::FileTruncate, body);
+            let asked = inner.rt().now();
             match inner.link.ask(inner.record_partition(self.node.fid), &ask).await {
                 Ok(answer) => {
+                    // Perhaps not the newest: another cut, asked for later, may have been answered
+                    // before.
                     let state: FileState = meta::decode(&answer.body)?;
-                    self.node.epoch.set(self.node.epoch.get().max(TruncateEpoch(state.epoch)));
-                    self.node.cut_to(state.size);
+                    self.node.saw_state(&state, asked, inner.rt().now());
                     self.node.maps.borrow_mut().forget();
                     return Ok(());
                 }

@@ -213,8 +213,8 @@ impl Client {
         self.inner.flush_all().await?;
         self.names(NamespaceOp::Truncate(OpTruncate { path: path.clone(), size })).await?;
         if let (_, Some(node)) = self.stat_op(OpPath { path, no_follow: false }).await? {
+            // Its epoch tells whether this client has heard of the cut.
             node.maps.borrow_mut().forget();
-            node.cut_to(size);
             self.inner.ask_size(&node).await?;
         }
         Ok(())

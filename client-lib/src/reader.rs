@@ -118,7 +118,10 @@ impl Inner {
                 let both = fragment.offset.max(part.start)..fragment.end().min(part.end);
                 subtract(&mut gaps, &both);
                 let pg_offset = fragment.pg_offset as usize + index(both.start - fragment.offset);
-                if !continues(plans.last_mut(), &both, descriptor, pg_offset) {
+                if !plans
+                    .last_mut()
+                    .is_some_and(|last| continue_with(last, &both, descriptor, pg_offset))
+                {
                     let descriptor = descriptor.clone();
                     plans.push(Plan {
                         range: both,
@@ -468,13 +471,8 @@ impl Inner {
 
 /// True if a piece goes on where the last one ends, in the file and in its group: one piece, that a
 /// border of pages of the map has cut. The last one then covers it, too.
-fn continues(
-    last: Option<&mut Plan>,
-    range: &Range<u64>,
-    group: &Granted,
-    pg_offset: usize,
-) -> bool {
-    let Some(Plan { range: before, source }) = last else { return false };
+fn continue_with(last: &mut Plan, range: &Range<u64>, group: &Granted, pg_offset: usize) -> bool {
+    let Plan { range: before, source } = last;
     let Source::Group { descriptor, pg_offset: from } = source else { return false };
     let end = *from + index(before.end - before.start);
     let goes_on = before.end == range.start && descriptor.pg == group.pg && end == pg_offset;

@@ -94,6 +94,32 @@ fn the_commit_of_a_small_file_closes_it_and_tells_size_and_time() {
 }
 
 #[test]
+fn rule_7_a_late_answer_of_an_earlier_truncate_says_nothing_of_the_size() {
+    run(1, |rt, fake| async move {
+        let client = fake.client(quick()).await;
+        let file = open(&client, "/f").await;
+        let cuts = Cell::new(0);
+        *fake.hook.borrow_mut() = Some(Box::new(move |request| {
+            if request.kind == Kind::FileTruncate && cuts.replace(1) == 0 {
+                return Fate::AnswerLate(Duration::from_secs(1));
+            }
+            Fate::Served
+        }));
+        let later = async {
+            rt.sleep(Duration::from_millis(100)).await;
+            file.truncate(300).await
+        };
+        let (first, second) = futures_util::future::join(file.truncate(5_000), later).await;
+        first.and(second).expect("both cut");
+        assert_eq!(file.size_hint(), 300);
+        file.pwrite(&pattern(1, 100), 400).await.expect("writes");
+        file.fsync().await.expect("durable");
+        assert_eq!(fake.state.borrow().files[&b"/f"[..]].size, 500);
+        file.close().await.expect("closes");
+    });
+}
+
+#[test]
 fn random_reads_writes_truncates_and_reopens_match_a_byte_array() {
     for seed in 0..12 {
         run(seed, |rt, fake| async move {

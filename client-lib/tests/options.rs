@@ -53,6 +53,14 @@ fn new_blocks_avoid_load_or_go_by_rendezvous_as_the_client_wants_or_else_the_map
     }
 }
 
+/// A file `/f` of so many bytes, each of them 7.
+async fn write_sevens(fake: &Rc<Fake>, len: usize) {
+    let writer = fake.client(ClientOptions::default()).await;
+    let file = writer.open(b"/f", RDWR_CREATE, 0o644).await.expect("opens");
+    file.pwrite(&vec![7; len], 0).await.expect("writes");
+    file.close().await.expect("closes");
+}
+
 /// Pieces wanted ahead, and requests for blocks, of reading a file in its order.
 fn reading_in_order(read_ahead_bytes: u64) -> (u64, u32) {
     let executor = Executor::simulated(8);
@@ -60,10 +68,7 @@ fn reading_in_order(read_ahead_bytes: u64) -> (u64, u32) {
     let fake: Rc<Fake> = Fake::new(&rt);
     executor.block_on(async move {
         const LEN: usize = 4 << 20;
-        let writer = fake.client(ClientOptions::default()).await;
-        let file = writer.open(b"/f", RDWR_CREATE, 0o644).await.expect("opens");
-        file.pwrite(&vec![7; LEN], 0).await.expect("writes");
-        file.close().await.expect("closes");
+        write_sevens(&fake, LEN).await;
         let options = ClientOptions { read_ahead_bytes, ..ClientOptions::default() };
         let reader = fake.client(options).await;
         let file = reader.open(b"/f", libc::O_RDONLY, 0).await.expect("opens");
@@ -94,10 +99,7 @@ fn reading_twice(read_cache_bytes: u64) -> (u64, u64, u64) {
     let fake: Rc<Fake> = Fake::new(&rt);
     executor.block_on(async move {
         const LEN: usize = 4 << 20;
-        let writer = fake.client(ClientOptions::default()).await;
-        let file = writer.open(b"/f", RDWR_CREATE, 0o644).await.expect("opens");
-        file.pwrite(&vec![7; LEN], 0).await.expect("writes");
-        file.close().await.expect("closes");
+        write_sevens(&fake, LEN).await;
         let options =
             ClientOptions { read_cache_bytes, read_ahead_bytes: 1 << 20, ..Default::default() };
         let reader = fake.client(options).await;

@@ -113,7 +113,7 @@ impl PgIo {
         let layout = BlockLayout::of(&descriptor.body)?.ok_or_else(outside)?;
         let (block_bytes, log2) = (layout.shape.block_bytes(), layout.shape.chunk_log2);
         let from = pg_offset % block_bytes;
-        if len == 0 || from + len > block_bytes || (from | len) % (1 << log2) != 0 {
+        if len == 0 || from + len > block_bytes || !(from | len).is_multiple_of(1 << log2) {
             return Err(outside());
         }
         let chunk = |n: usize| u16::try_from(n >> log2).unwrap_or(u16::MAX);

@@ -304,8 +304,4 @@ impl FileRecords for FileTable {
             FileOutcome::Done
         });
     }
-
-    fn is_registered(&self, fid: Fid, region: RegionIndex) -> bool {
-        self.records.get(&fid).is_some_and(|record| record.is_registered(region))
-    }
 }

@@ -108,14 +108,14 @@ impl FileService {
         host: &Rc<PartitionHost>,
         request: Incoming,
     ) -> Result<Response, Failure> {
-        let closing = Commit::closing(&request.body);
+        let Some((fid, open_id)) = Commit::closing(&request.body) else {
+            return host.clone().handle(request).await;
+        };
         let partition = host.addressed(&request.header)?;
         let response = host.clone().handle(request).await?;
-        if let Some((fid, open_id)) = closing {
-            self.opens.remove(fid, open_id);
-            if let Some(record) = self.record(&partition, fid) {
-                self.closed(&partition, fid, &record);
-            }
+        self.opens.remove(fid, open_id);
+        if let Some(record) = self.record(&partition, fid) {
+            self.closed(&partition, fid, &record);
         }
         Ok(response)
     }

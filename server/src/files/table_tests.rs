@@ -124,8 +124,8 @@ fn a_record_is_forgotten_only_when_it_says_nothing() {
     apply(&mut table, FileChange::Register { run: 0, regions: 1 });
     let needed = FileOutcome::Refused(FileRefusal::Needed);
     assert_eq!(apply(&mut table, FileChange::Forget), needed);
-    assert!(table.is_registered(Fid(7), RegionIndex(0)));
-    assert!(!table.is_registered(Fid(7), RegionIndex(1)));
+    assert!(table.get(Fid(7)).unwrap().is_registered(RegionIndex(0)));
+    assert!(!table.get(Fid(7)).unwrap().is_registered(RegionIndex(1)));
     let mut table = FileTable::default();
     apply(&mut table, meet(1, 40));
     apply(&mut table, FileChange::Forget);

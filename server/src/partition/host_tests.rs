@@ -22,7 +22,6 @@ use crate::partition::mutation::Mutation;
 use crate::partition::region_mutation::{
     ProcessId, PurgeMode, Range, RegionId, RegionMutation, RegionOutcome,
 };
-use crate::partition::table::FileRecords;
 use crate::partition::test_world::{
     EPOCH, Life, REGION_LOG2, WINDOW, World, commit_of, far_region, pg_at, simulate,
 };
@@ -135,7 +134,7 @@ fn a_small_file_is_committed_in_one_partition_without_asking_another() {
         let before = partition.state().applied();
         life.commit(at, &commit).await.unwrap();
         assert_eq!(partition.state().applied() - before, 2);
-        assert!(partition.state().files.is_registered(fid, RegionIndex(0)));
+        assert!(partition.state().files.get(fid).unwrap().is_registered(RegionIndex(0)));
         // A run that no file has: it would not even be read back from the log.
         let mut last = (0..=u32::MAX).rev().map(RegionIndex);
         let region = last.find(|region| partition_of(fid, *region, 8) == at).unwrap();

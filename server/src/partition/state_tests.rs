@@ -20,7 +20,7 @@ use crate::partition::region_mutation::{
     ProcessId, PurgeMode, Range, RegionId, RegionMutation, RegionOutcome, RegionRefusal, Written,
 };
 use crate::partition::state::PartitionState;
-use crate::partition::table::{Encoded, FileRecords};
+use crate::partition::table::Encoded;
 
 const HOME: PartitionId = PartitionId(4);
 const OTHER: PartitionId = PartitionId(9);
@@ -590,7 +590,7 @@ fn a_region_is_registered_and_opened_in_one_step_with_what_the_record_says_then(
     let mut state = PartitionState::new(HOME);
     meet(&mut state);
     assert_eq!(region(&mut state, RegionMutation::Open { id: REGION }), RegionOutcome::Done);
-    assert!(state.files.is_registered(FID, REGION.region));
+    assert!(state.files.get(FID).unwrap().is_registered(REGION.region));
     let told = Commit { size_raise: 10, mtime_ns: 99, ..commit(pg(10, 1), &[(0, 0, 10)]) };
     assert_eq!(state.apply(&logged(told)).pg().unwrap(), APPLIED);
     let record = state.files.get(FID).unwrap();

@@ -70,9 +70,6 @@ pub trait FileRecords {
     /// epoch `epoch`: the size of the record is raised if that epoch is still the current one (rule 7).
     /// `mtime_ns` is when they were written, 0 if that is not told.
     fn raise(&mut self, fid: Fid, epoch: TruncateEpoch, size: u64, mtime_ns: i64);
-
-    /// True if the run of 1,024 regions that `region` is in has been registered.
-    fn is_registered(&self, fid: Fid, region: RegionIndex) -> bool;
 }
 
 /// What a file record tells a region that meets a file, or a newer epoch, for the first time.
