@@ -52,9 +52,11 @@ pub trait Driver {
     fn poll(&self);
     /// Waits until `deadline` (forever where there is none), a completion, or an unpark.
     fn park(&self, deadline: Option<Instant>);
-    /// As [`Driver::poll`], but leaves completions to the thread that sleeps for them.
-    fn submit(&self) {
+    /// As [`Driver::poll`], but leaves completions to the thread that sleeps for them. False where
+    /// not everything could be handed over yet.
+    fn submit(&self) -> bool {
         self.poll();
+        true
     }
     /// A [`Driver::park`] in pieces, for executors that several threads drive in turn: does not
     /// wait where it can be avoided, but says how to. After [`Rest::Sleep`], an unpark ends the

@@ -9,8 +9,8 @@
 //! - A task that is woken while nobody runs tasks unparks the leader: `parked` is set from the end
 //!   of a step to the next one, but for the time in which another thread runs tasks. That thread
 //!   sets it again before its last look at the queue.
-//! - A thread that leaves something to do, or a timer that is due before the leader wakes up,
-//!   unparks it.
+//! - A thread that leaves something to do, a request that the kernel did not take, or a timer that
+//!   is due before the leader wakes up, unparks it.
 //! - An unpark between the end of a step and the sleep ends that sleep ([`Driver::rest`]).
 //!
 //! [`Driver::rest`]: crate::Driver::rest
@@ -18,7 +18,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Executor;
+use super::{Executor, Inner};
 use crate::driver::{Rest, Sleeper, Unpark};
 use crate::time::Instant;
 
@@ -31,6 +31,15 @@ pub enum Step {
     GiveWay,
     /// [`Sleeper::sleep`] until then, and another step.
     Sleep(Option<Instant>),
+}
+
+impl Inner {
+    /// A round that begins with what callers have queued: it goes on its way before anything else,
+    /// and what it and the calls before it have left for the kernel takes one system call.
+    fn leaders_round(&self) -> bool {
+        let begun = self.run_ready();
+        self.round() || begun
+    }
 }
 
 /// Until when the leader sleeps.
@@ -54,7 +63,7 @@ impl Executor {
         let until = match inner.spinning.take() {
             // The driver looks for completions itself, and a timer ends the spin.
             Some(until) if inner.queue.is_empty() => until,
-            _ if inner.round() => return Step::Again,
+            _ if inner.leaders_round() => return Step::Again,
             _ => inner.deadline(),
         };
         inner.queue.parked.store(true, Ordering::SeqCst);
@@ -80,7 +89,7 @@ impl Executor {
         inner.queue.parked.store(false, Ordering::SeqCst);
         begin();
         inner.run_ready();
-        inner.driver.submit();
+        let all_submitted = inner.driver.submit();
         let Some(resting) = inner.resting.get() else {
             // One who does not sleep looks at all of it before he does.
             inner.spinning.set(None);
@@ -89,7 +98,7 @@ impl Executor {
         inner.queue.parked.store(true, Ordering::SeqCst);
         let timer = inner.next_timer();
         let too_late = timer.is_some_and(|at| resting.until.is_none_or(|until| at < until));
-        if too_late || !inner.queue.is_empty() {
+        if too_late || !all_submitted || !inner.queue.is_empty() {
             inner.queue.unpark.unpark();
         }
     }

@@ -184,8 +184,8 @@ impl Driver for UringDriver {
         }
     }
 
-    fn submit(&self) {
-        self.ring.submit_queued();
+    fn submit(&self) -> bool {
+        self.ring.submit_queued()
     }
 
     fn rest(&self, deadline: Option<Instant>) -> Rest {

@@ -1,4 +1,6 @@
+use std::cell::{Cell, RefCell};
 use std::io::Write;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Mutex, MutexGuard, mpsc};
 use std::task::{Poll, Waker};
@@ -6,7 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::*;
-use crate::executor::Rt;
+use crate::driver::Driver;
+use crate::executor::{Order, Rt};
+use crate::time::WallTime;
 use crate::uring::{Uring, UringOptions, executor};
 
 /// An executor behind a lock, and what its leader was seen doing.
@@ -222,4 +226,71 @@ fn a_task_that_another_thread_wakes_runs_though_everybody_sleeps() {
             }
         }
     });
+}
+
+/// Writes down what it is asked for, and always sends the leader to sleep.
+#[derive(Default)]
+struct Witness {
+    seen: Rc<RefCell<Vec<&'static str>>>,
+    takes_nothing: Cell<bool>,
+    unparks: Arc<Unparks>,
+}
+
+#[derive(Default)]
+struct Unparks(AtomicU64);
+
+impl Unpark for Unparks {
+    fn unpark(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Driver for Witness {
+    fn now(&self) -> Instant {
+        Instant::ZERO
+    }
+    fn wall(&self) -> WallTime {
+        WallTime(0)
+    }
+    fn poll(&self) {
+        self.seen.borrow_mut().push("kernel");
+    }
+    fn park(&self, _deadline: Option<Instant>) {
+        unreachable!("the leader sleeps by itself");
+    }
+    fn submit(&self) -> bool {
+        !self.takes_nothing.get()
+    }
+    fn rest(&self, _deadline: Option<Instant>) -> Rest {
+        Rest::Sleep
+    }
+    fn unparker(&self) -> Arc<dyn Unpark> {
+        self.unparks.clone()
+    }
+}
+
+#[test]
+fn what_a_caller_begins_goes_its_way_before_the_kernel_is_asked_for_anything() {
+    let witness = Rc::new(Witness::default());
+    let executor = Executor::new(witness.clone(), Order::Fifo, 1);
+    let seen = witness.seen.clone();
+    executor.resume();
+    drop(executor.rt().spawn(async move { seen.borrow_mut().push("request") }));
+    assert_eq!(executor.step(), Step::Again);
+    assert_eq!(*witness.seen.borrow(), ["request", "kernel"]);
+    executor.resume();
+    assert_eq!(executor.step(), Step::Sleep(None));
+}
+
+#[test]
+fn requests_of_an_assistant_that_the_kernel_did_not_take_wake_the_leader() {
+    let witness = Rc::new(Witness::default());
+    let executor = Executor::new(witness.clone(), Order::Fifo, 1);
+    executor.resume();
+    assert_eq!(executor.step(), Step::Sleep(None));
+    executor.assist(|| ());
+    assert_eq!(witness.unparks.0.load(Ordering::SeqCst), 0);
+    witness.takes_nothing.set(true);
+    executor.assist(|| ());
+    assert_eq!(witness.unparks.0.load(Ordering::SeqCst), 1);
 }
