@@ -6,3 +6,4 @@
 pub mod floor;
 pub mod limits;
 pub mod suite;
+pub mod yes;

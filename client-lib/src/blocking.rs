@@ -1,15 +1,21 @@
 //! The client for programs with threads of their own, and no executor.
 //!
-//! Any number of threads may call. One of them, the *leader*, drives the executor and its ring
-//! until its own call is done, and with it everybody's; the others sleep until theirs is done or it
-//! is their turn to lead. So a single-threaded program makes progress on its own thread, without a
-//! switch to another. A background thread drives only while no caller does (renewals, write-back,
-//! read-ahead), and gives way at once.
+//! Any number of threads may call. Each carries out its own call as far as it gets without waiting
+//! (a small write is a copy, an fsync its requests), under a lock, and wakes nobody for that. What
+//! is left is driven by one of them, the *leader*, until its own call is done, and with it
+//! everybody's; it sleeps without the lock. The others sleep until theirs is done or it is their
+//! turn to lead. So a single-threaded program makes progress on its own thread, without a switch to
+//! another. A background thread drives while no caller does (renewals, write-back, read-ahead), and
+//! gives way at once; and where several threads wait, instead of one of them after the other.
 
+mod background;
+mod call;
 mod core;
 mod drive;
 mod later;
 mod ring;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -101,7 +107,7 @@ impl Client {
     /// # Errors
     /// [`Error`].
     pub fn connect_on(platform: Platform, options: ClientOptions) -> Result<Self> {
-        let shared = Shared::start(platform, options)?;
+        let shared = Shared::connect(platform, options)?;
         Ok(Self { shared: Arc::new(Handle { shared }), credentials: None })
     }
 
@@ -333,7 +339,7 @@ impl File {
         done: impl FnOnce(Result<usize>) + Send + 'static,
     ) {
         let id = self.id;
-        let job = move |inside: std::rc::Rc<core::Inside>| -> drive::LocalFuture<'static, _> {
+        let job = move |inside: std::rc::Rc<core::Inside>| -> call::LocalFuture<'static, _> {
             Box::pin(async move {
                 let file = inside.file(id)?;
                 // SAFETY: lent until `done`, which runs after this block is gone.
@@ -357,7 +363,7 @@ impl File {
         done: impl FnOnce(Result<usize>) + Send + 'static,
     ) {
         let id = self.id;
-        let job = move |inside: std::rc::Rc<core::Inside>| -> drive::LocalFuture<'static, _> {
+        let job = move |inside: std::rc::Rc<core::Inside>| -> call::LocalFuture<'static, _> {
             Box::pin(async move {
                 let file = inside.file(id)?;
                 // SAFETY: as above.
@@ -452,7 +458,7 @@ impl File {
     /// [`File::start_preadv`].
     pub fn start_close(&self, done: impl FnOnce(Result<usize>) + Send + 'static) {
         let id = self.id;
-        let job = move |inside: std::rc::Rc<core::Inside>| -> drive::LocalFuture<'static, _> {
+        let job = move |inside: std::rc::Rc<core::Inside>| -> call::LocalFuture<'static, _> {
             Box::pin(async move {
                 match inside.forget_file(id) {
                     Some(file) => file.close_in_place().await.map(|()| 0),

@@ -1,6 +1,10 @@
 //! The client: packs what applications write into parity groups, reads it back, and speaks for them
 //! to the servers. Async and single-threaded; [`blocking`] is for everybody else.
 
+// The cluster in memory that tests share names this crate as users do.
+#[cfg(test)]
+extern crate self as bb_client;
+
 mod ahead;
 pub mod blocking;
 mod cache;

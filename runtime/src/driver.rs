@@ -10,6 +10,34 @@ pub trait Unpark: Send + Sync {
     fn unpark(&self);
 }
 
+/// What to do where nothing is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Something may have happened: look again.
+    Again,
+    /// [`Sleeper::give_way`], then look again.
+    GiveWay,
+    /// [`Sleeper::sleep`].
+    Sleep,
+}
+
+/// Waits for an executor without touching it, so that others can use it meanwhile.
+pub trait Sleeper: Send + Sync {
+    /// Waits until `deadline` (forever where there is none), a completion that nobody has taken,
+    /// or an unpark; now and then for less.
+    fn sleep(&self, deadline: Option<Instant>);
+    /// Lets another thread have the core for a moment.
+    fn give_way(&self);
+}
+
+/// For drivers that are parked at once.
+pub(crate) struct NoSleeper;
+
+impl Sleeper for NoSleeper {
+    fn sleep(&self, _deadline: Option<Instant>) {}
+    fn give_way(&self) {}
+}
+
 /// The clock and the waiting room under an executor.
 ///
 /// The executor calls [`Driver::poll`] often while it has work and [`Driver::park`] when it has
@@ -24,6 +52,25 @@ pub trait Driver {
     fn poll(&self);
     /// Waits until `deadline` (forever where there is none), a completion, or an unpark.
     fn park(&self, deadline: Option<Instant>);
+    /// As [`Driver::poll`], but leaves completions to the thread that sleeps for them. False where
+    /// not everything could be handed over yet.
+    fn submit(&self) -> bool {
+        self.poll();
+        true
+    }
+    /// A [`Driver::park`] in pieces, for executors that several threads drive in turn: does not
+    /// wait where it can be avoided, but says how to. After [`Rest::Sleep`], an unpark ends the
+    /// sleep until [`Driver::end_rest`] is called.
+    fn rest(&self, deadline: Option<Instant>) -> Rest {
+        self.park(deadline);
+        Rest::Again
+    }
+    /// Whoever rested is back. Unparks from before that are forgotten: he looks at everything now.
+    fn end_rest(&self) {}
+    /// What to wait with where [`Driver::rest`] says so.
+    fn sleeper(&self) -> Arc<dyn Sleeper> {
+        Arc::new(NoSleeper)
+    }
     /// A handle that ends a park from another thread.
     fn unparker(&self) -> Arc<dyn Unpark>;
 }

@@ -3,6 +3,8 @@
 //! A *domain* is everything that dies together: in the simulator one process of one node. Killing
 //! a domain drops all its tasks at the await where each of them stands.
 
+mod shared;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -16,6 +18,9 @@ use std::time::Duration;
 
 use crate::driver::{Driver, PollSource, Unpark};
 use crate::time::{Instant, WallTime};
+use shared::Resting;
+
+pub use shared::Step;
 
 /// Names a group of tasks that die together.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -78,6 +83,10 @@ impl ReadyQueue {
             self.unpark.unpark();
         }
     }
+
+    fn is_empty(&self) -> bool {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
 }
 
 impl Wake for TaskWaker {
@@ -105,6 +114,12 @@ struct Inner {
     trace: Cell<u64>,
     polls: Cell<u64>,
     next_domain: Cell<u32>,
+    /// The one who drives sleeps, until then at the latest, and somebody else may
+    /// [`Executor::assist`].
+    resting: Cell<Option<Resting>>,
+    /// The one who drives gives way again and again, until then at the latest, and no task has run
+    /// since.
+    spinning: Cell<Option<Option<Instant>>>,
 }
 
 /// Owns the tasks and runs them.
@@ -144,6 +159,8 @@ impl Executor {
                 trace: Cell::new(seed),
                 polls: Cell::new(0),
                 next_domain: Cell::new(1),
+                resting: Cell::new(None),
+                spinning: Cell::new(None),
             }),
         }
     }
@@ -190,35 +207,22 @@ impl Executor {
         }
     }
 
-    /// One round: due timers, completions, ready tasks; then a wait if there is nothing to do.
+    /// One round; then a wait if there is nothing to do.
     fn turn(&self, main_woken: &AtomicBool) {
         let inner = &self.inner;
-        inner.driver.poll();
-        inner.fire_timers();
-        let mut busy = inner.poll_sources();
-        for _ in 0..TASKS_PER_TURN {
-            let Some(key) = inner.next_ready() else { break };
-            inner.poll_task(key);
-            busy = true;
-        }
-        if busy || main_woken.load(Ordering::SeqCst) {
+        if inner.round() || main_woken.load(Ordering::SeqCst) {
             return;
         }
-        let timer = inner.timers.borrow().keys().next().map(|(at, _)| *at);
-        let deadline = inner.next_look().into_iter().chain(timer).min();
+        let deadline = inner.deadline();
         inner.queue.parked.store(true, Ordering::SeqCst);
         // A wake-up between the look above and the flag would otherwise be slept through.
-        let nothing_ready =
-            inner.queue.ready.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-        if nothing_ready && !main_woken.load(Ordering::SeqCst) {
+        if inner.queue.is_empty() && !main_woken.load(Ordering::SeqCst) {
             inner.driver.park(deadline);
         }
         inner.queue.parked.store(false, Ordering::SeqCst);
         if deadline.is_none() && inner.order == Order::Random {
-            let still_nothing =
-                inner.queue.ready.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
             assert!(
-                !still_nothing || main_woken.load(Ordering::SeqCst),
+                !inner.queue.is_empty() || main_woken.load(Ordering::SeqCst),
                 "deadlock: every task waits and no timer is left"
             );
         }
@@ -270,6 +274,32 @@ impl Wake for MainWaker {
 }
 
 impl Inner {
+    /// Completions, due timers, ready tasks. True if there was anything to do.
+    fn round(&self) -> bool {
+        self.driver.poll();
+        self.fire_timers();
+        let busy = self.poll_sources();
+        self.run_ready() || busy
+    }
+
+    /// Runs ready tasks, but not for long. True if there were any.
+    fn run_ready(&self) -> bool {
+        for ran in 0..TASKS_PER_TURN {
+            let Some(key) = self.next_ready() else { return ran > 0 };
+            self.poll_task(key);
+        }
+        true
+    }
+
+    /// When there is something to do, unless something happens before that.
+    fn deadline(&self) -> Option<Instant> {
+        self.next_look().into_iter().chain(self.next_timer()).min()
+    }
+
+    fn next_timer(&self) -> Option<Instant> {
+        self.timers.borrow().keys().next().map(|(at, _)| *at)
+    }
+
     fn next_ready(&self) -> Option<TaskKey> {
         let mut ready = self.queue.ready.lock().unwrap_or_else(PoisonError::into_inner);
         match self.order {

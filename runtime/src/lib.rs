@@ -16,8 +16,8 @@ pub mod uring;
 mod virtual_time;
 
 pub use buf::{Buf, BufMut, BufPool, PoolStats, SLAB_BYTES_MAX, SLAB_BYTES_MIN};
-pub use driver::{Driver, PollSource, Unpark};
-pub use executor::{Aborted, DomainId, Elapsed, Executor, JoinHandle, Order, Rt, Timeout};
+pub use driver::{Driver, PollSource, Rest, Sleeper, Unpark};
+pub use executor::{Aborted, DomainId, Elapsed, Executor, JoinHandle, Order, Rt, Step, Timeout};
 pub use thread_pool::{PoolError, ThreadPool, ThreadPoolStats};
 pub use time::{Instant, WallTime};
 pub use virtual_time::VirtualTime;

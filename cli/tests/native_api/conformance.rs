@@ -70,6 +70,18 @@ fn real_threads_share_the_library_and_some_end_it() {
 }
 
 #[test]
+fn real_a_thread_that_is_cancelled_ends_between_two_calls() {
+    let (_cluster, programs) = one_server();
+    programs.run("cancel", &["60"]);
+}
+
+#[test]
+fn real_children_are_forked_while_other_threads_call() {
+    let (_cluster, programs) = one_server();
+    programs.run("storm", &["8", "40"]);
+}
+
+#[test]
 fn real_init_and_finalize_may_come_again_and_again() {
     let (_cluster, programs) = one_server();
     programs.run("cycles", &["30"]);

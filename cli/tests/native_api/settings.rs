@@ -111,8 +111,9 @@ fn real_the_geometry_of_a_job_is_its_own() {
     let write = |name: &str, geometry: &str| {
         let before = used();
         let (place, _) = programs.place(name);
-        let mut command = programs.command("ring");
-        output(command.arg(&place).env("IM_CLIENT_PGEOM", geometry));
+        // Once, and nothing over it: what is replaced gives back its space at a time of its own.
+        let mut command = programs.command("write");
+        output(command.args([&place, "8"]).env("IM_CLIENT_PGEOM", geometry));
         used() - before
     };
     let (plain, mirrored) = (write("plain", "1+0"), write("mirrored", "1+1"));

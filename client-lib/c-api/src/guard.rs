@@ -1,10 +1,21 @@
-//! The boundary: results become return values and `errno`, panics become `EIO`.
+//! The boundary: results become return values and `errno`, panics become `EIO`, and nobody's thread is
+//! cancelled within.
 
 use std::cell::RefCell;
 use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use libc::c_int;
+
 use crate::raw;
+
+unsafe extern "C" {
+    /// Not in the `libc` crate for Linux.
+    fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
+}
+
+/// The same number in glibc and musl.
+const PTHREAD_CANCEL_DISABLE: c_int = 1;
 
 /// A number of errno(3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +54,30 @@ pub fn text() -> *const libc::c_char {
     TEXT.try_with(|slot| slot.borrow().as_ptr()).unwrap_or(c"".as_ptr())
 }
 
+/// While it lives, pthread_cancel(3) does not end this thread: it may be driving what all the others
+/// wait for, and the C library ends a thread by unwinding, which Rust answers with an abort of the
+/// process. The thread ends at the next cancellation point of its own.
+struct Uncancelled(c_int);
+
+impl Uncancelled {
+    fn begin() -> Self {
+        let mut old = 0;
+        // SAFETY: `old` is writable; there is no other condition.
+        unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &raw mut old) };
+        Self(old)
+    }
+}
+
+impl Drop for Uncancelled {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { pthread_setcancelstate(self.0, std::ptr::null_mut()) };
+    }
+}
+
 /// Runs a call of the API. `errno` is changed only by a call that fails.
 pub fn guard<R>(failed: R, call: impl FnOnce() -> Result<R>) -> R {
+    let _uncancelled = Uncancelled::begin();
     let before = raw::errno();
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => {

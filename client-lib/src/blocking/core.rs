@@ -1,11 +1,13 @@
-//! What only the leading thread touches: the executor, the client, its open files.
+//! What only one thread at a time touches: the executor, the client, its open files.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::{self, Thread};
 
 use bb_runtime::uring::{self, UringOptions};
-use bb_runtime::{BufPool, Executor};
+use bb_runtime::{BufPool, Executor, Sleeper};
 use bb_transport::{Address, Caller, ClientConfig, Identity, Role, Tcp};
 
 use crate::error::{Error, Result};
@@ -73,6 +75,8 @@ pub(crate) struct Core {
     // Before the executor: dropping tasks must find their client alive or gone, not half of it.
     pub inside: Rc<Inside>,
     pub executor: Executor,
+    /// What the leader sleeps with, while it has nothing else of all this.
+    pub sleeper: Arc<dyn Sleeper>,
 }
 
 // SAFETY: a `Core` is full of `Rc`s and `Cell`s, and moves between threads. That is sound because
@@ -81,9 +85,11 @@ pub(crate) struct Core {
 //   whose maker promised (`Platform::own`) or ensured (`Platform::tcp`) that nothing else holds any
 //   part of it. No `Rc` into it ever leaves: calls get at it through `Job`s, which run under the
 //   lock of the only `Core`, take `Send` values in and give `Send` values out (`Shared::call`).
-// - The `Core` lives in a `Mutex`, which orders the accesses of one leader before the next one's.
+// - The `Core` lives in a `Mutex`, which orders the accesses of one thread before the next one's.
+//   Nobody touches it without, also not the leader that sleeps: it has a clone of `sleeper`.
 // - What reaches in from outside the lock is made for it: wakers (`Arc`, atomics and a locked
-//   queue), buffers (`Arc` and a locked pool), `Unpark`.
+//   queue), buffers (`Arc` and a locked pool), `Unpark`, and `Sleeper`, which shares nothing with
+//   the ring but the kernel's object.
 // - Nothing in it is bound to a thread: no thread-locals; the ring is made with `RingOwner::Process`.
 unsafe impl Send for Core {}
 
@@ -93,6 +99,11 @@ pub(crate) struct Inside {
     files: RefCell<BTreeMap<u64, Rc<crate::File>>>,
     operations: RefCell<BTreeMap<u64, crate::Operation>>,
     next: Cell<u64>,
+    /// Callers whose calls have ended, for whoever has the executor to unpark when he has let go
+    /// of it.
+    ended: RefCell<Vec<Thread>>,
+    /// Nobody will: they are unparked at once.
+    tell_at_once: Cell<bool>,
 }
 
 impl Core {
@@ -109,8 +120,11 @@ impl Core {
             files: RefCell::default(),
             operations: RefCell::default(),
             next: Cell::new(1),
+            ended: RefCell::default(),
+            tell_at_once: Cell::new(false),
         });
-        Ok(Self { inside, executor })
+        let sleeper = executor.sleeper();
+        Ok(Self { inside, executor, sleeper })
     }
 }
 
@@ -119,6 +133,25 @@ impl Inside {
         let number = self.next.get();
         self.next.set(number + 1);
         number
+    }
+
+    /// The call of `caller` has ended.
+    pub fn tell(&self, caller: &Thread) {
+        if self.tell_at_once.get() {
+            caller.unpark();
+        } else if caller.id() != thread::current().id() {
+            self.ended.borrow_mut().push(caller.clone());
+        }
+    }
+
+    /// Whom to unpark: others than this thread.
+    pub fn take_ended(&self) -> Vec<Thread> {
+        self.ended.take()
+    }
+
+    pub fn tell_at_once(&self) {
+        self.tell_at_once.set(true);
+        self.take_ended().iter().for_each(Thread::unpark);
     }
 
     pub fn keep_file(&self, file: crate::File) -> u64 {

@@ -1,230 +1,152 @@
-//! Who drives the executor: leader, followers, background.
+//! Who drives the executor: leader, assistants, followers, background.
+//!
+//! The executor lies behind a lock. The *leader* makes its turns, one after the other, and does not
+//! hold the lock in between, which is where it sleeps. A thread that calls meanwhile begins its job
+//! by itself, as an *assistant*: under the lock, but without waking anybody. If that is not enough
+//! it becomes a *follower*: it sleeps until its job has ended or it is its turn to lead. Where the
+//! lock is taken, it leaves its job in the inbox.
+//!
+//! Nothing is slept through:
+//! - What ends, becomes due or is woken wakes the leader ([`Executor::step`], `assist`).
+//! - What the leader looks at else (inbox, `enough`) it looks at after [`Executor::resume`]; whoever
+//!   changes it calls [`Shared::wake_leader`] afterwards.
+//! - A follower enters `waiting` while somebody leads, then looks once more, then parks. Whoever
+//!   ends its job, the lead, or the executor unparks it after that.
+//!
+//! Followers whose calls have ended are unparked when the lock is free again: they need it next.
+//!
+//! [`Executor::step`]: bb_runtime::Executor::step
+//! [`Executor::resume`]: bb_runtime::Executor::resume
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle, Thread};
-use std::time::Duration;
 
-use super::core::{Core, Inside, Platform};
+use bb_runtime::{Step, Unpark};
+
+use super::call::Job;
+use super::core::Core;
 use super::later::Later;
-use super::stopped;
-use crate::error::{Error, Result};
-use crate::options::ClientOptions;
+use crate::error::Result;
 
-/// The background thread takes over when no call was made for so long: a program that makes one
-/// call after the other shall not push it away each time.
-const QUIET: Duration = Duration::from_millis(1);
+/// So many followers are a crowd: the lead then goes to the background thread, and stays there.
+/// Each that led for its own call only would hand over at its end, and leave requests behind that
+/// the kernel finishes on the thread that made them, which is a switch to that thread each time.
+const CROWD: usize = 2;
 
-pub(super) type LocalFuture<'a, R> = Pin<Box<dyn Future<Output = R> + 'a>>;
-
-/// What a caller wants done.
-pub(super) trait Job: Send {
-    /// Makes the future, on the leading thread.
-    fn begin(self: Box<Self>, inside: Rc<Inside>) -> LocalFuture<'static, ()>;
-}
+/// The crowd is gone where so many calls in a row had to wait alone.
+const LONE_CALLS_MAX: u32 = 16;
 
 /// Everything that threads share.
 pub(crate) struct Shared {
-    core: Mutex<Option<Core>>,
-    inbox: Mutex<Inbox>,
-    turn: Mutex<Turn>,
+    pub(super) core: Mutex<Option<Core>>,
+    pub(super) inbox: Mutex<Inbox>,
+    pub(super) turn: Mutex<Turn>,
     /// The background thread waits here.
-    idle: Condvar,
+    pub(super) idle: Condvar,
     /// A panic has ended the executor. What it held is never touched again.
-    broken: AtomicBool,
+    pub(super) broken: AtomicBool,
     /// Requests whose caller does not wait.
     pub(super) later: Later,
     /// The background thread, for whoever waits for its end.
-    background: Mutex<Option<JoinHandle<Result<()>>>>,
+    pub(super) background: Mutex<Option<JoinHandle<Result<()>>>>,
 }
 
-#[derive(Default)]
-struct Inbox {
-    jobs: VecDeque<Box<dyn Job>>,
-    /// Of the leader.
-    waker: Option<Waker>,
-    /// Nobody takes jobs out any more.
-    closed: bool,
+pub(super) struct Inbox {
+    pub jobs: VecDeque<Box<dyn Job>>,
+    /// Wakes the leader. Gone once nobody takes jobs out any more.
+    pub leader: Option<Arc<dyn Unpark>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Leader {
+pub(super) enum Leader {
     Nobody,
     Caller,
     Background,
 }
 
-struct Turn {
-    leader: Leader,
-    /// Followers: whoever leads next is one of them.
-    waiting: Vec<(u64, Thread)>,
-    next: u64,
-    calls: u64,
-    stop: bool,
-}
-
-/// Where a call's result arrives.
-struct Slot<R> {
-    result: Mutex<Option<Result<R>>>,
-    done: AtomicBool,
-    caller: Thread,
+pub(super) struct Turn {
+    pub leader: Leader,
+    /// Followers: whoever leads next is one of them, or the background thread.
+    pub waiting: Vec<(u64, Thread)>,
+    pub next: u64,
+    pub calls: u64,
+    pub stop: bool,
+    /// The background thread does nothing, and waits for `idle`.
+    pub background_is_free: bool,
+    /// The background thread leads for a crowd: it does not give way to each follower.
+    pub crowd: bool,
+    /// Followers in a row that waited alone.
+    pub alone: u32,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tells the caller that its job has ended, finished or dropped.
-struct Finish<R> {
-    slot: Arc<Slot<R>>,
-    shared: Arc<Shared>,
-}
-
-impl<R> Drop for Finish<R> {
-    fn drop(&mut self) {
-        self.slot.done.store(true, Ordering::Release);
-        self.slot.caller.unpark();
-        self.shared.wake_leader();
+impl Inbox {
+    /// Nobody takes jobs out from now on; those that are there.
+    pub fn close(&mut self) -> VecDeque<Box<dyn Job>> {
+        self.leader = None;
+        std::mem::take(&mut self.jobs)
     }
 }
 
-/// A call before it begins. The order of the fields matters: what the job has borrowed is gone
-/// before the caller learns of the end.
-struct Lent<F, R> {
-    job: F,
-    finish: Finish<R>,
-}
-
-/// A call under way; the same order.
-struct Running<'a, R> {
-    future: Option<LocalFuture<'a, Result<R>>>,
-    finish: Finish<R>,
-}
-
-impl<R> Future for Running<'_, R> {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(future) = &mut self.future else { return Poll::Ready(()) };
-        let Poll::Ready(result) = future.as_mut().poll(cx) else { return Poll::Pending };
-        self.future = None;
-        *lock(&self.finish.slot.result) = Some(result);
-        Poll::Ready(())
+impl Turn {
+    pub fn new() -> Self {
+        Self {
+            leader: Leader::Nobody,
+            waiting: Vec::new(),
+            next: 0,
+            calls: 0,
+            stop: false,
+            background_is_free: false,
+            crowd: false,
+            alone: 0,
+        }
     }
-}
 
-impl<F, R> Job for Lent<F, R>
-where
-    R: Send + 'static,
-    F: FnOnce(Rc<Inside>) -> LocalFuture<'static, Result<R>> + Send + 'static,
-{
-    fn begin(self: Box<Self>, inside: Rc<Inside>) -> LocalFuture<'static, ()> {
-        let Self { job, finish } = *self;
-        Box::pin(Running { future: Some(job(inside)), finish })
+    /// A thread begins to follow. Its number.
+    fn follow(&mut self) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.waiting.push((number, thread::current()));
+        self.alone = if self.waiting.len() > 1 { 0 } else { self.alone + 1 };
+        self.crowd &= self.alone <= LONE_CALLS_MAX;
+        number
     }
-}
 
-type Begin<'a, R> = Box<dyn FnOnce(Rc<Inside>) -> LocalFuture<'a, Result<R>> + Send + 'a>;
-
-/// The job as one that borrows nothing.
-///
-/// # Safety
-/// The result, and the future that it makes, are gone before `'a` ends.
-unsafe fn forget_lifetime<'a, R: 'static>(
-    job: impl FnOnce(Rc<Inside>) -> LocalFuture<'a, Result<R>> + Send + 'a,
-) -> Begin<'static, R> {
-    let job: Begin<'a, R> = Box::new(job);
-    // SAFETY: the caller's promise; the types differ in `'a` only.
-    unsafe { std::mem::transmute::<Begin<'a, R>, Begin<'static, R>>(job) }
-}
-
-/// Something that nobody waits for.
-struct Sent<F>(F);
-
-impl<F: FnOnce(&Inside) + Send + 'static> Job for Sent<F> {
-    fn begin(self: Box<Self>, inside: Rc<Inside>) -> LocalFuture<'static, ()> {
-        (self.0)(&inside);
-        Box::pin(std::future::ready(()))
+    /// The background thread is asked to let a caller lead.
+    pub fn is_contested(&self) -> bool {
+        !self.waiting.is_empty() && !self.crowd
     }
 }
 
 impl Shared {
-    /// Connects, and starts the background thread.
-    pub fn start(platform: Platform, options: ClientOptions) -> Result<Arc<Self>> {
-        let core = Core::connect(platform, options)?;
-        let turn =
-            Turn { leader: Leader::Nobody, waiting: Vec::new(), next: 0, calls: 0, stop: false };
-        let shared = Arc::new(Self {
-            core: Mutex::new(Some(core)),
-            inbox: Mutex::default(),
-            turn: Mutex::new(turn),
-            idle: Condvar::new(),
-            broken: AtomicBool::new(false),
-            later: Later::default(),
-            background: Mutex::default(),
-        });
-        let background = shared.clone();
-        let thread = thread::Builder::new()
-            .name("burstbay".into())
-            .spawn(move || background.run_background())
-            .map_err(|error| Error::errno_of(libc::EAGAIN, error.to_string()))?;
-        *lock(&shared.background) = Some(thread);
-        Ok(shared)
-    }
-
-    /// Stops and waits for the end: what was lost, if anything. Only the first caller learns it; so
-    /// does nobody where the background thread itself calls, from a callback.
-    pub fn stop_and_wait(&self) -> Result<()> {
-        self.stop();
-        let Some(thread) = lock(&self.background).take() else { return Ok(()) };
-        if thread.thread().id() == thread::current().id() {
-            return Ok(());
-        }
-        thread.join().unwrap_or_else(|_| Err(stopped()))
-    }
-
     /// True where a panic ended the executor: nothing will work any more.
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Acquire)
     }
 
-    /// The background thread ends, and the executor with it.
-    pub fn stop(&self) {
-        lock(&self.turn).stop = true;
-        self.idle.notify_all();
-        self.wake_leader();
-    }
-
-    /// Queues something that nobody waits for.
-    pub fn send(&self, job: impl FnOnce(&Inside) + Send + 'static) {
-        self.submit(Box::new(Sent(job)));
-    }
-
-    fn submit(&self, job: Box<dyn Job>) {
-        self.submit_all(std::iter::once(job));
-    }
-
     /// Queues jobs for the leader. Where none will ever be carried out any more, they are dropped
     /// at once, which tells whoever waits for them.
     pub(super) fn submit_all(&self, jobs: impl Iterator<Item = Box<dyn Job>>) {
-        let mut inbox = lock(&self.inbox);
-        if inbox.closed {
-            drop(inbox);
-            jobs.for_each(drop);
-            return;
-        }
-        inbox.jobs.extend(jobs);
-        let waker = inbox.waker.clone();
-        drop(inbox);
-        if let Some(waker) = waker {
-            waker.wake();
+        let leader = {
+            let mut inbox = lock(&self.inbox);
+            let leader = inbox.leader.clone();
+            if leader.is_some() {
+                inbox.jobs.extend(jobs);
+            } else {
+                drop(inbox);
+                jobs.for_each(drop);
+            }
+            leader
+        };
+        if let Some(leader) = leader {
+            leader.unpark();
         }
     }
 
@@ -234,39 +156,27 @@ impl Shared {
     }
 
     pub(super) fn wake_leader(&self) {
-        let waker = lock(&self.inbox).waker.clone();
-        if let Some(waker) = waker {
-            waker.wake();
+        let leader = lock(&self.inbox).leader.clone();
+        if let Some(leader) = leader {
+            leader.unpark();
         }
     }
 
-    /// Carries out `job` on the executor, by this thread or by whoever leads, and returns its
-    /// result. The job may borrow from the caller.
-    pub fn call<'a, R, F>(self: &Arc<Self>, job: F) -> Result<R>
-    where
-        R: Send + 'static,
-        F: FnOnce(Rc<Inside>) -> LocalFuture<'a, Result<R>> + Send + 'a,
-    {
-        let slot = Arc::new(Slot {
-            result: Mutex::new(None),
-            done: AtomicBool::new(false),
-            caller: thread::current(),
-        });
-        let finish = Finish { slot: slot.clone(), shared: self.clone() };
-        // SAFETY: the job and its future may hold borrows of `'a`, and must be gone before this
-        // function is left. It is left only once `done` is set. That is done by the drop of
-        // `finish`, which stands behind the job in `Lent` and behind the future in `Running`, so
-        // that these are dropped first, whether they end or are given up. What outlives it of
-        // `Running` is its empty box. Or it is left once `broken` is set: by then jobs that had not
-        // begun are dropped (`break_down`), and futures that had lie in an executor that nobody
-        // polls or drops any more, so that what they borrowed is not touched again. Nothing in
-        // between unwinds: a panic of the executor is caught where it is driven. Only lifetimes
-        // are changed.
-        let job = unsafe { forget_lifetime(job) };
-        self.submit(Box::new(Lent { job, finish }));
-        self.wait(|| slot.done.load(Ordering::Acquire));
-        let result = lock(&slot.result).take();
-        result.unwrap_or_else(|| Err(stopped()))
+    /// Has `job` carried out, by this thread if possible, and waits until `done`.
+    pub(super) fn start(&self, job: Box<dyn Job>, done: impl Fn() -> bool) {
+        let lead = {
+            let mut turn = lock(&self.turn);
+            turn.calls += 1;
+            turn.try_lead()
+        };
+        if lead {
+            self.submit_all(std::iter::once(job));
+            self.drive(|| done() || self.is_broken());
+            self.hand_over();
+        } else if let Some(job) = self.assist(job) {
+            self.submit_all(std::iter::once(job));
+        }
+        self.wait(done);
     }
 
     /// Leads or follows until `done`, or until nothing will be done any more. Whoever makes it true
@@ -279,23 +189,14 @@ impl Shared {
                 self.leave_queue(ticket);
                 return;
             }
-            let lead = {
+            let (lead, contested) = {
                 let mut turn = lock(&self.turn);
-                turn.calls += 1;
-                match turn.leader {
-                    Leader::Nobody => {
-                        turn.leader = Leader::Caller;
-                        true
-                    }
-                    _ if ticket.is_none() => {
-                        let number = turn.next;
-                        turn.next += 1;
-                        turn.waiting.push((number, thread::current()));
-                        ticket = Some(number);
-                        false
-                    }
-                    _ => false,
+                turn.calls += u64::from(ticket.is_none());
+                let lead = turn.try_lead();
+                if !lead {
+                    ticket.get_or_insert_with(|| turn.follow());
                 }
+                (lead, turn.leader == Leader::Background && turn.is_contested())
             };
             if lead {
                 self.leave_queue(ticket.take());
@@ -303,8 +204,9 @@ impl Shared {
                 self.hand_over();
                 continue;
             }
-            // The background thread gives way when it sees somebody waiting.
-            self.wake_leader();
+            if contested {
+                self.wake_leader();
+            }
             if !enough() && lock(&self.turn).leader != Leader::Nobody {
                 thread::park();
             }
@@ -325,52 +227,104 @@ impl Shared {
     }
 
     /// Ends this thread's lead; wakes one who waits for it.
-    fn hand_over(&self) {
+    pub(super) fn hand_over(&self) {
         let mut turn = lock(&self.turn);
+        let crowd =
+            turn.leader == Leader::Caller && turn.background_is_free && turn.waiting.len() >= CROWD;
         turn.leader = Leader::Nobody;
+        turn.crowd = crowd;
+        if crowd {
+            turn.alone = 0;
+            turn.background_is_free = false;
+            turn.leader = Leader::Background;
+            self.idle.notify_all();
+            return;
+        }
         if let Some((_, next)) = turn.waiting.first() {
             next.unpark();
-        } else if self.later.is_urgent() {
-            self.wake_background();
+        }
+        if turn.stop || (turn.waiting.is_empty() && self.later.is_urgent()) {
+            self.idle.notify_all();
         }
     }
 
     /// Drives the executor until `enough`. Only for the leader.
-    fn drive(&self, enough: impl Fn() -> bool) {
-        let mut core = lock(&self.core);
-        let Some(driven) = &*core else {
+    pub(super) fn drive(&self, enough: impl Fn() -> bool) {
+        loop {
+            let core = lock(&self.core);
+            let Some(led) = &*core else { return };
+            let turn = catch_unwind(AssertUnwindSafe(|| self.lead(led, &enough)));
+            let Ok(step) = turn else { return self.give_up(core) };
+            let ended = led.inside.take_ended();
+            let sleeper = led.sleeper.clone();
             drop(core);
-            self.close_inbox();
-            return;
-        };
-        let drive = || {
-            let rt = driven.executor.rt();
-            driven.executor.block_on(std::future::poll_fn(|cx| {
-                // First the waker, then the look: what comes in between wakes us again.
-                let jobs = {
-                    let mut inbox = lock(&self.inbox);
-                    inbox.waker = Some(cx.waker().clone());
-                    std::mem::take(&mut inbox.jobs)
-                };
-                for job in jobs {
-                    rt.spawn(job.begin(driven.inside.clone()));
-                }
-                if enough() { Poll::Ready(()) } else { Poll::Pending }
-            }));
-        };
-        if catch_unwind(AssertUnwindSafe(drive)).is_err() {
-            // Its tasks hold what callers have lent them, and it may be anywhere.
-            let _never_dropped = core.take().map(ManuallyDrop::new);
-            drop(core);
-            self.break_down();
+            ended.iter().for_each(Thread::unpark);
+            match step {
+                None => return,
+                Some(Step::Again) => {}
+                Some(Step::GiveWay) => sleeper.give_way(),
+                Some(Step::Sleep(until)) => sleeper.sleep(until),
+            }
         }
     }
 
-    /// A panic has ended the executor: everybody who waits learns it.
-    fn break_down(&self) {
+    /// One turn of the leader's. None where it is enough.
+    fn lead(&self, led: &Core, enough: impl Fn() -> bool) -> Option<Step> {
+        led.executor.resume();
+        self.begin_queued(led, None);
+        if enough() {
+            return None;
+        }
+        let step = led.executor.step();
+        if step == Step::Again && enough() { None } else { Some(step) }
+    }
+
+    /// Begins `job` while another thread leads. It comes back where that one is at work just now.
+    fn assist(&self, job: Box<dyn Job>) -> Option<Box<dyn Job>> {
+        let core = match self.core.try_lock() {
+            Ok(core) => core,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Some(job),
+        };
+        let Some(led) = &*core else { return Some(job) };
+        let turn = catch_unwind(AssertUnwindSafe(|| {
+            led.executor.assist(|| self.begin_queued(led, Some(job)));
+        }));
+        if turn.is_err() {
+            self.give_up(core);
+            return None;
+        }
+        let ended = led.inside.take_ended();
+        drop(core);
+        ended.iter().for_each(Thread::unpark);
+        if !ended.is_empty() {
+            // One of them may be the leader, which does not park.
+            self.wake_leader();
+        }
+        None
+    }
+
+    /// Begins what lies in the inbox, and then `job`.
+    fn begin_queued(&self, core: &Core, job: Option<Box<dyn Job>>) {
+        let queued = std::mem::take(&mut lock(&self.inbox).jobs);
+        let rt = core.executor.rt();
+        for job in queued.into_iter().chain(job) {
+            drop(rt.spawn(job.begin(core.inside.clone())));
+        }
+    }
+
+    /// A panic has ended the executor: its tasks hold what callers have lent them, and it may be
+    /// anywhere. Everybody who waits learns it.
+    fn give_up(&self, mut core: MutexGuard<'_, Option<Core>>) {
+        let _never_dropped = core.take().map(ManuallyDrop::new);
         tracing::error!("the client has failed; its calls end with an error from now on");
+        let inbox_leader = lock(&self.inbox).leader.clone();
         self.close_inbox();
         self.broken.store(true, Ordering::Release);
+        drop(core);
+        if let Some(leader) = inbox_leader {
+            leader.unpark();
+        }
         self.later.fail_all();
         for (_, thread) in &lock(&self.turn).waiting {
             thread.unpark();
@@ -379,78 +333,18 @@ impl Shared {
     }
 
     /// Nobody will take jobs out any more: whatever is queued ends here.
-    fn close_inbox(&self) {
-        let jobs = {
-            let mut inbox = lock(&self.inbox);
-            inbox.closed = true;
-            inbox.waker = None;
-            std::mem::take(&mut inbox.jobs)
-        };
+    pub(super) fn close_inbox(&self) {
+        let jobs = lock(&self.inbox).close();
         drop(jobs);
     }
+}
 
-    fn run_background(&self) -> Result<()> {
-        let mut calls_seen = 0;
-        loop {
-            self.later.run_callbacks();
-            let mut turn = lock(&self.turn);
-            loop {
-                if turn.stop || self.later.has_callbacks() {
-                    break;
-                }
-                // A program that makes one call after the other drives by itself, unless there is
-                // something that it does not wait for.
-                let quiet = turn.calls == calls_seen || self.later.is_urgent();
-                let free = turn.leader == Leader::Nobody && turn.waiting.is_empty();
-                if quiet && free && !self.is_broken() {
-                    break;
-                }
-                calls_seen = turn.calls;
-                let waited = self.idle.wait_timeout(turn, QUIET);
-                turn = waited.unwrap_or_else(PoisonError::into_inner).0;
-            }
-            if turn.stop {
-                break;
-            }
-            if self.later.has_callbacks() {
-                continue;
-            }
-            turn.leader = Leader::Background;
-            drop(turn);
-            self.drive(|| {
-                let turn = lock(&self.turn);
-                turn.stop || !turn.waiting.is_empty() || self.later.has_callbacks()
-            });
-            self.hand_over();
+impl Turn {
+    fn try_lead(&mut self) -> bool {
+        let free = self.leader == Leader::Nobody;
+        if free {
+            self.leader = Leader::Caller;
         }
-        self.end()
-    }
-
-    /// The end of the background thread: nobody calls any more, or nobody shall. Closes what is
-    /// open.
-    fn end(&self) -> Result<()> {
-        let core = lock(&self.core).take();
-        let mut ended = Ok(());
-        if let Some(core) = core {
-            let jobs = {
-                let mut inbox = lock(&self.inbox);
-                inbox.closed = true;
-                inbox.waker = None;
-                std::mem::take(&mut inbox.jobs)
-            };
-            let rt = core.executor.rt();
-            for job in jobs {
-                rt.spawn(job.begin(core.inside.clone()));
-            }
-            let client = core.inside.client.clone();
-            ended = core.executor.block_on(client.disconnect());
-            if let Err(error) = &ended {
-                tracing::warn!(%error, "written data was lost when the client was dropped");
-            }
-        }
-        // Those that were under way were dropped with the executor, and their callbacks wait here.
-        self.later.fail_all();
-        self.later.run_callbacks();
-        ended
+        free
     }
 }

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
+use super::call::{Job, LocalFuture};
 use super::core::Inside;
-use super::drive::{Job, LocalFuture, Shared, lock};
+use super::drive::{Shared, lock};
 use super::stopped;
 use crate::error::Result;
 

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, Thread};
 
+use super::call::{Job, LocalFuture};
 use super::core::Inside;
-use super::drive::{Job, LocalFuture, lock};
+use super::drive::lock;
 use super::later::{Keep, Lending, RawBuffer};
 use super::{Client, File, Handle, stopped};
 use crate::error::{Error, Result};

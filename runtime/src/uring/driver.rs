@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ring::Ring;
-use super::{Uring, UringError, UringOptions, clock};
-use crate::driver::{Driver, Unpark};
+use super::sleeper::RingSleeper;
+use super::{RingOwner, Uring, UringError, UringOptions, clock};
+use crate::driver::{Driver, NoSleeper, Rest, Sleeper, Unpark};
 use crate::time::{Instant, WallTime};
 
 /// A `sched_yield` with nobody else to run takes well below a microsecond; one that let somebody
@@ -23,6 +24,16 @@ const YIELD_MET_A_HOG: Duration = Duration::from_micros(500);
 const SPIN_PAUSE_MIN: Duration = Duration::from_millis(20);
 const SPIN_PAUSE_MAX: Duration = Duration::from_secs(2);
 
+/// What a look while spinning shows.
+#[derive(Clone, Copy)]
+enum Look {
+    News,
+    /// Nothing yet: let others have the core, and look again.
+    GiveWay,
+    /// Nothing, and spinning is not worth it (any more).
+    Quiet,
+}
+
 /// The driver over one ring.
 pub struct UringDriver {
     ring: Rc<Ring>,
@@ -34,6 +45,10 @@ pub struct UringDriver {
     spin_again: Cell<Instant>,
     /// ... and this much longer after the next yield that gives the core away.
     spin_pause: Cell<Duration>,
+    /// When the spin ends that is under way.
+    spin_until: Cell<Option<Instant>>,
+    /// For a ring whose process has several threads.
+    sleeper: Option<Arc<RingSleeper>>,
 }
 
 impl UringDriver {
@@ -45,12 +60,19 @@ impl UringDriver {
     /// When the kernel has no usable `io_uring`.
     pub fn new(options: &UringOptions) -> Result<(Rc<Self>, Uring), UringError> {
         let ring = Ring::new(options)?;
+        let sleeper = match options.owner {
+            // Such a ring's completions come to nobody but the thread that enters it.
+            RingOwner::Thread => None,
+            RingOwner::Process => Some(Arc::new(ring.sleeper()?)),
+        };
         let driver = Rc::new(Self {
             ring: ring.clone(),
             spin: options.spin,
             lively: Cell::new(true),
             spin_again: Cell::new(Instant::ZERO),
             spin_pause: Cell::new(SPIN_PAUSE_MIN),
+            spin_until: Cell::new(None),
+            sleeper,
         });
         Ok((driver, Uring { ring }))
     }
@@ -60,40 +82,59 @@ impl UringDriver {
         let any = self.ring.turn() > 0;
         if any {
             self.lively.set(true);
+            self.spin_until.set(None);
         }
         any
     }
 
     /// Spins until there is news (true), or sleeping is the better choice.
     fn spin(&self, deadline: Option<Instant>) -> bool {
-        let mut now = clock::now();
-        let worthwhile = self.lively.get() && now >= self.spin_again.get();
-        let mut until = if worthwhile { now + self.spin } else { now };
-        if let Some(deadline) = deadline {
-            until = until.min(deadline);
-        }
+        let mut gave_way = Duration::ZERO;
         loop {
-            if self.ring.wakeup.take() {
-                self.lively.set(true);
-                return true;
-            }
-            if self.ring.has_news() && self.turn() {
-                return true;
-            }
-            if now >= until {
-                return false;
-            }
-            // SAFETY: takes no arguments.
-            unsafe { libc::sched_yield() };
-            let after = clock::now();
-            if after - now > YIELD_GAVE_CORE_AWAY {
-                if after - now > YIELD_MET_A_HOG {
-                    self.stop_spinning(after);
+            match self.look(deadline, gave_way) {
+                Look::News => return true,
+                Look::Quiet => return false,
+                Look::GiveWay => {
+                    let begin = clock::now();
+                    // SAFETY: takes no arguments.
+                    unsafe { libc::sched_yield() };
+                    gave_way = clock::now() - begin;
                 }
-                return self.ring.has_news() && self.turn();
             }
-            now = after;
         }
+    }
+
+    /// One look while spinning, after a yield that took `gave_way` (none before the first look).
+    fn look(&self, deadline: Option<Instant>, gave_way: Duration) -> Look {
+        let now = clock::now();
+        let until = *self.spin_until.get().get_or_insert_with(|| self.spin_end(now, deadline));
+        self.spin_until.set(Some(until));
+        if gave_way > YIELD_MET_A_HOG {
+            self.stop_spinning(now);
+        }
+        if self.ring.wakeup.take() {
+            self.lively.set(true);
+            return self.looked(Look::News);
+        }
+        if self.ring.has_news() && self.turn() {
+            return self.looked(Look::News);
+        }
+        if gave_way > YIELD_GAVE_CORE_AWAY || now >= until {
+            return self.looked(Look::Quiet);
+        }
+        Look::GiveWay
+    }
+
+    /// The last look of a spin.
+    fn looked(&self, look: Look) -> Look {
+        self.spin_until.set(None);
+        look
+    }
+
+    fn spin_end(&self, now: Instant, deadline: Option<Instant>) -> Instant {
+        let worthwhile = self.lively.get() && now >= self.spin_again.get();
+        let until = if worthwhile { now + self.spin } else { now };
+        deadline.map_or(until, |deadline| until.min(deadline))
     }
 
     /// A yield that ended `now` gave a whole slice away.
@@ -140,6 +181,43 @@ impl Driver for UringDriver {
         self.sleep(deadline);
         if self.ring.reap() > 0 {
             self.lively.set(true);
+        }
+    }
+
+    fn submit(&self) -> bool {
+        self.ring.submit_queued()
+    }
+
+    fn rest(&self, deadline: Option<Instant>) -> Rest {
+        let Some(sleeper) = &self.sleeper else {
+            self.park(deadline);
+            return Rest::Again;
+        };
+        // Each look of a spin takes what there is by itself.
+        if self.spin_until.get().is_none() && self.turn() {
+            return Rest::Again;
+        }
+        match self.look(deadline, sleeper.gave_way()) {
+            Look::News => return Rest::Again,
+            Look::GiveWay => return Rest::GiveWay,
+            Look::Quiet => self.lively.set(false),
+        }
+        self.ring.arm_wakeup();
+        // Where the request that an unpark ends is not with the kernel, it is no time to sleep.
+        if self.ring.submit_queued() && self.ring.wakeup.begin_sleep() {
+            return Rest::Sleep;
+        }
+        Rest::Again
+    }
+
+    fn end_rest(&self) {
+        self.ring.wakeup.end_sleep();
+    }
+
+    fn sleeper(&self) -> Arc<dyn Sleeper> {
+        match &self.sleeper {
+            Some(sleeper) => sleeper.clone(),
+            None => Arc::new(NoSleeper),
         }
     }
 

@@ -14,7 +14,8 @@
 //! queues such a request again from the thread that drives it then, so nobody above notices;
 //! only `connect` cannot be repeated, and looks at the socket instead. A request of a thread that
 //! sits in an uninterruptible system call completes when that call ends; that is the price of
-//! having no thread of our own.
+//! having no thread of our own. Such a ring is also slept in without the lock: the sleeper enters the
+//! kernel with nothing to submit and touches no shared memory, while others submit.
 
 pub(crate) mod clock;
 mod driver;
@@ -24,6 +25,7 @@ mod net;
 mod op;
 mod register;
 mod ring;
+mod sleeper;
 #[cfg(test)]
 mod tests;
 mod wakeup;
@@ -43,7 +45,7 @@ pub use net::Part;
 pub enum RingOwner {
     /// The thread that creates it, and no other.
     Thread,
-    /// Any thread of the process, one at a time. Not its children: after a `fork` the ring is not
+    /// Any thread of the process, one at a time, beside one that sleeps. Not its children: after a `fork` the ring is not
     /// mapped in the child, which must leak the executor and everything that holds the ring.
     Process,
 }

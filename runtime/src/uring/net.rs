@@ -8,10 +8,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use io_uring::opcode;
 
-use super::Uring;
 use super::fd::RingFd;
 use super::file::{length, on_fd};
 use super::op::{Payload, Policy, count};
+use super::{RingOwner, Uring};
 use crate::buf::{Buf, BufMut};
 
 /// The kernel takes at most this many pieces in one call.
@@ -138,10 +138,18 @@ impl Uring {
     }
 
     /// Sends all parts in order, with as few system calls as the socket permits.
+    ///
+    /// On a ring of a process, what the socket takes at once goes past the ring: its completion
+    /// would wake the thread that sleeps there, for nothing.
     pub async fn send(&self, fd: &RingFd, parts: Vec<Part>) -> io::Result<()> {
         let total: usize = parts.iter().map(|part| part.bytes().len()).sum();
         let mut parts = parts;
         let mut sent = 0;
+        if self.ring.owner == RingOwner::Process && total > 0 {
+            let message = Message::new(parts, 0);
+            sent = message.send_now(fd)?;
+            parts = message.parts;
+        }
         while sent < total {
             let message = Message::new(parts, sent);
             let entry =
@@ -199,6 +207,21 @@ impl Message {
         header.msg_iov = pieces.as_mut_ptr();
         header.msg_iovlen = pieces.len();
         Box::new(Self { parts, pieces, header })
+    }
+
+    /// Sends as much as the socket takes without waiting: how many bytes, perhaps none.
+    fn send_now(&self, fd: &RingFd) -> io::Result<usize> {
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        // SAFETY: the header points to pieces, and these to parts, which all live in `self`.
+        let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const self.header, flags) };
+        let Ok(sent) = usize::try_from(sent) else {
+            let error = io::Error::last_os_error();
+            return match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(0),
+                _ => Err(error),
+            };
+        };
+        Ok(sent)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use io_uring::{IoUring, opcode};
 use super::fd::RingFd;
 use super::op::{Op, Payload, Policy, Rearm, Running, Slot};
 use super::register::Registered;
+use super::sleeper::RingSleeper;
 use super::wakeup::Wakeup;
 use super::{RingOwner, UringError, UringOptions};
 
@@ -27,6 +29,7 @@ const SUBMISSION_ENTRIES_MIN: u32 = 8;
 const DRAIN_MS_MAX: u32 = 2000;
 
 pub(super) struct Ring {
+    pub(super) owner: RingOwner,
     uring: RefCell<IoUring>,
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<usize>>,
@@ -44,6 +47,7 @@ impl Ring {
     pub(super) fn new(options: &UringOptions) -> Result<Rc<Self>, UringError> {
         let uring = build(options)?;
         let ring = Rc::new(Self {
+            owner: options.owner,
             uring: RefCell::new(uring),
             slots: RefCell::new(Vec::new()),
             free: RefCell::new(Vec::new()),
@@ -155,6 +159,23 @@ impl Ring {
             self.submit();
         }
         self.reap()
+    }
+
+    /// Hands queued requests to the kernel, and leaves the completions. True if none are left to
+    /// hand over.
+    pub(super) fn submit_queued(&self) -> bool {
+        self.push_backlog();
+        if !self.uring().submission().is_empty() {
+            self.submit();
+        }
+        self.backlog.borrow().is_empty() && self.uring().submission().is_empty()
+    }
+
+    /// For threads that sleep in this ring without holding it.
+    pub(super) fn sleeper(&self) -> io::Result<RingSleeper> {
+        let uring = self.uring();
+        // SAFETY: the descriptor is the ring's, which is not closed while it is borrowed here.
+        RingSleeper::new(unsafe { BorrowedFd::borrow_raw(uring.as_raw_fd()) })
     }
 
     /// True if a call of [`Ring::turn`] would find something, as far as shared memory tells.
