@@ -124,6 +124,38 @@ fn a_node_that_dies_under_a_put_is_replaced_long_before_the_put_times_out() {
     });
 }
 
+/// Blocks on the fourth of four nodes with two devices each, whose puts take so long, after four
+/// writers that know nothing have written fifty groups each.
+async fn on_a_slow_node(rt: &Rt, slow_ms: u64) -> (Rc<World>, usize) {
+    let w = Rc::new(world_of(rt, 4, 8));
+    node_fault(&w, 4, Fault::Slow(slow_ms));
+    let writers = (0..4).map(|writer| {
+        let w = w.clone();
+        rt.spawn(async move {
+            let mut on_it = 0;
+            for sequence in 0..50 {
+                let written = w.write_as(100 * writer + sequence, (2, 1), &pattern(100_000)).await;
+                let written = written.expect("written");
+                on_it += devices(&written).iter().filter(|device| *device % 4 == 3).count();
+            }
+            on_it
+        })
+    });
+    let mut on_it = 0;
+    for writer in writers.collect::<Vec<_>>() {
+        on_it += writer.await.expect("runs");
+    }
+    (w, on_it)
+}
+
+#[test]
+fn a_slow_node_gets_few_blocks_of_those_who_may_choose() {
+    run(20, |rt| async move {
+        let (_, on_it) = on_a_slow_node(&rt, 80).await;
+        assert!(on_it <= 24, "{on_it} of 600: only until it is known");
+    });
+}
+
 #[test]
 fn a_map_that_says_the_node_is_down_ends_the_wait_for_its_put() {
     run(6, |rt| async move {
