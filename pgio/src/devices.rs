@@ -36,6 +36,12 @@ const READ_LATE_MAX: Duration = Duration::from_secs(1);
 /// A put is never late before this: a device that flushes may take so long.
 const PUT_LATE_MIN: Duration = Duration::from_secs(1);
 
+/// From then on it is asked now and then whether another device would be clearly faster with a put.
+/// Below it, writing a block twice costs more than it saves.
+const PUT_SLOW_MIN: Duration = PUT_FULL;
+/// Clearly: so many times.
+const CLEARLY: u64 = 4;
+
 /// Why new groups avoid a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Why {
@@ -223,6 +229,14 @@ impl Devices {
         });
     }
 
+    /// The device was given up after this time: what it did has taken so long at least.
+    pub(crate) fn took_longer(&self, device: DeviceId, waited: Duration, now: Instant) {
+        self.change(device, |known| {
+            known.put_ns = known.put_ns.max(nanos(waited));
+            known.heard = now;
+        });
+    }
+
     /// New groups go elsewhere for a while; longer each time it was of no use to come back.
     pub(crate) fn avoid(&self, map: &ClusterMap, device: DeviceId, why: Why, now: Instant) {
         let node = map.device(device).map_or(0, |entry| entry.node);
@@ -285,6 +299,26 @@ impl Devices {
         let own = self.known.borrow().get(&device).map_or(0, |known| known.put_ns);
         let usual = own.max(self.put_ns.get());
         Duration::from_nanos(usual.saturating_mul(8)).max(PUT_LATE_MIN)
+    }
+
+    /// How long a put may take before a faster device is looked for.
+    pub(crate) const fn put_slow() -> Duration {
+        PUT_SLOW_MIN
+    }
+
+    /// True if `other` would clearly be faster than a put that has been waited for so long: as far as
+    /// is known, not for want of knowing it.
+    pub(crate) fn is_clearly_faster(
+        &self,
+        other: DeviceId,
+        waited: Duration,
+        now: Instant,
+    ) -> bool {
+        let known = self.known.borrow();
+        known.get(&other).filter(|other| other.put_ns > 0).is_some_and(|other| {
+            let oldest = other.puts.iter().min().map_or(0, |oldest| nanos(now.since(*oldest)));
+            other.put_ns.max(oldest).saturating_mul(CLEARLY) <= nanos(waited)
+        })
     }
 
     /// True if devices of other nodes (other devices, where there is one node) have been busy with a
