@@ -11,7 +11,8 @@ pub enum Placement {
     /// Rendezvous hash of the group's id over the nodes, then over the devices of the node: the same
     /// everywhere, and a node that goes moves only the blocks that it had.
     Deterministic,
-    /// The least loaded of two random candidates, again and again.
+    /// The less loaded of two random candidates, on different nodes while there are such, again and
+    /// again.
     LeastLoaded,
 }
 
@@ -31,7 +32,8 @@ pub struct Candidate {
     pub device: DeviceId,
     /// The node that drives it.
     pub node: u32,
-    /// Load, 0 idle to 1000 full, as the server reported; see there for what goes into it.
+    /// Load, 0 idle to 1000 full (more where it is clearly slower than that), as reported or
+    /// measured by who chooses; see there for what goes into it.
     pub load: u32,
 }
 
@@ -96,8 +98,15 @@ fn less_loaded_of_two(left: &[Candidate], open: &[usize], chance: Chance<'_>) ->
     if open.len() == 1 {
         return open[first];
     }
-    // Two different ones: else a loaded device would win against itself.
-    let second = (first + 1 + draw(open.len() - 1)) % open.len();
+    // Two different ones: else a loaded device would win against itself. Of two nodes where there are
+    // two: devices of a slow server are slow together, and each would win against its sister.
+    let other_node = |at: &usize| left[open[*at]].node != left[open[first]].node;
+    let others: Vec<usize> = (0..open.len()).filter(other_node).collect();
+    let second = if others.is_empty() {
+        (first + 1 + draw(open.len() - 1)) % open.len()
+    } else {
+        others[draw(others.len())]
+    };
     let (a, b) = (open[first], open[second]);
     if left[b].load < left[a].load { b } else { a }
 }
@@ -167,6 +176,27 @@ mod tests {
             got.iter().for_each(|d| hits[d.0 as usize] += 1);
         }
         assert!(hits.iter().all(|h| (2_700..3_300).contains(h)), "{hits:?}");
+    }
+
+    #[test]
+    fn a_loaded_node_gets_no_block_while_others_suffice() {
+        // Two devices on each of four nodes; both of the last are slow.
+        let mut all = candidates(4, 2);
+        all.iter_mut().filter(|c| c.node == 3).for_each(|c| c.load = 900);
+        let mut state = 7_u64;
+        let mut chance = |bound: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) % bound
+        };
+        let rules = rules(Placement::LeastLoaded, Apart::Nodes);
+        for sequence in 0..1_000 {
+            let got = choose_members(rules, pg(sequence), &all, 3, &mut chance);
+            let mut nodes: Vec<u32> = got.iter().map(|d| d.0 % 4).collect();
+            nodes.sort_unstable();
+            assert_eq!(nodes, [0, 1, 2]);
+        }
+        let all_of_them = choose_members(rules, pg(0), &all, 4, &mut chance);
+        assert_eq!(all_of_them.len(), 4, "a slow one is better than none");
     }
 
     #[test]

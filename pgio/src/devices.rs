@@ -20,6 +20,9 @@ const LOAD_FULL: u64 = 300;
 /// A put that takes so long here makes a device count as fully loaded, whatever it says itself: the
 /// way to it counts, too.
 const PUT_FULL: Duration = Duration::from_millis(100);
+/// Load of the slowest device: one that takes ten times as long as others shall be told from them
+/// also when these are fully loaded.
+const LOAD_SLOWEST: u64 = 50_000;
 /// What was reported or measured counts half after so long: who is avoided is not asked, and would
 /// be avoided for ever.
 const HALF_LIFE: Duration = Duration::from_secs(1);
@@ -32,6 +35,12 @@ const READ_LATE_MIN: Duration = Duration::from_millis(20);
 const READ_LATE_MAX: Duration = Duration::from_secs(1);
 /// A put is never late before this: a device that flushes may take so long.
 const PUT_LATE_MIN: Duration = Duration::from_secs(1);
+
+/// From then on it is asked now and then whether another device would be clearly faster with a put.
+/// Below it, writing a block twice costs more than it saves.
+const PUT_SLOW_MIN: Duration = PUT_FULL;
+/// Clearly: so many times.
+const CLEARLY: u64 = 4;
 
 /// Why new groups avoid a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,6 +80,8 @@ struct Known {
     under_way: u32,
     /// When the reads under way began.
     reads: Vec<Instant>,
+    /// When the puts under way began.
+    puts: Vec<Instant>,
     /// When it last answered a read.
     read_answered: Option<Instant>,
     read_ns: u64,
@@ -105,10 +116,9 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         self.devices.change(self.device, |known| {
             known.under_way = known.under_way.saturating_sub(1);
-            if self.work == Work::Read
-                && let Some(at) = known.reads.iter().position(|began| *began == self.began)
-            {
-                known.reads.swap_remove(at);
+            let began = known.began(self.work);
+            if let Some(at) = began.iter().position(|began| *began == self.began) {
+                began.swap_remove(at);
             }
         });
     }
@@ -124,12 +134,31 @@ fn mean(old: u64, took: Duration) -> u64 {
     if old == 0 { new } else { old - (old >> MEAN_SHIFT) + (new >> MEAN_SHIFT) }
 }
 
+/// Load of a device whose puts take so long.
+fn load_of_put(put_ns: u64) -> u64 {
+    (put_ns.saturating_mul(1000) / nanos(PUT_FULL)).min(LOAD_SLOWEST)
+}
+
 impl Known {
-    fn load(&self, capacity_bytes: u64, now: Instant) -> u32 {
-        let measured = self.put_ns.saturating_mul(1000) / nanos(PUT_FULL);
-        let recent = u64::from(self.load).max(measured).min(1000);
+    const fn began(&mut self, work: Work) -> &mut Vec<Instant> {
+        match work {
+            Work::Read => &mut self.reads,
+            Work::Put => &mut self.puts,
+        }
+    }
+
+    /// `usual_put_ns` is the mean over all devices.
+    fn load(&self, capacity_bytes: u64, usual_put_ns: u64, now: Instant) -> u32 {
+        let recent = u64::from(self.load).max(load_of_put(self.put_ns));
         let halves = now.since(self.heard).as_nanos() / HALF_LIFE.as_nanos();
         let recent = recent >> halves.min(63);
+        // What has no answer yet says as much as an answer: else the slowest device looks idle until
+        // its first one, and gets what the others, of which more is known, do not get.
+        let under_way = self.puts.iter().min().map_or(0, |oldest| {
+            let at_least = if self.put_ns == 0 { usual_put_ns } else { 0 };
+            load_of_put(nanos(now.since(*oldest)).max(at_least))
+        });
+        let recent = recent.max(under_way);
         let full = self.free_mib.map_or(0, |free_mib| {
             let capacity_mib = (capacity_bytes >> 20).max(1);
             let used = 1000 - (u64::from(free_mib) * 1000 / capacity_mib).min(1000);
@@ -170,9 +199,7 @@ impl Devices {
         self.change(device, |known| {
             known.node = map.device(device).map_or(0, |entry| entry.node);
             known.under_way += 1;
-            if work == Work::Read {
-                known.reads.push(now);
-            }
+            known.began(work).push(now);
         });
         UnderWay { devices: self.clone(), device, work, began: now }
     }
@@ -199,6 +226,14 @@ impl Devices {
                 known.avoid = None;
                 self.put_ns.set(mean(self.put_ns.get(), took));
             }
+        });
+    }
+
+    /// The device was given up after this time: what it did has taken so long at least.
+    pub(crate) fn took_longer(&self, device: DeviceId, waited: Duration, now: Instant) {
+        self.change(device, |known| {
+            known.put_ns = known.put_ns.max(nanos(waited));
+            known.heard = now;
         });
     }
 
@@ -249,7 +284,7 @@ impl Devices {
         let known = self.known.borrow();
         bb_cluster::candidates(map, slice, |device| {
             let capacity = map.device(device).map_or(0, |entry| entry.capacity_bytes);
-            known.get(&device).map_or(0, |known| known.load(capacity, now))
+            known.get(&device).map_or(0, |known| known.load(capacity, self.put_ns.get(), now))
         })
     }
 
@@ -264,6 +299,26 @@ impl Devices {
         let own = self.known.borrow().get(&device).map_or(0, |known| known.put_ns);
         let usual = own.max(self.put_ns.get());
         Duration::from_nanos(usual.saturating_mul(8)).max(PUT_LATE_MIN)
+    }
+
+    /// How long a put may take before a faster device is looked for.
+    pub(crate) const fn put_slow() -> Duration {
+        PUT_SLOW_MIN
+    }
+
+    /// True if `other` would clearly be faster than a put that has been waited for so long: as far as
+    /// is known, not for want of knowing it.
+    pub(crate) fn is_clearly_faster(
+        &self,
+        other: DeviceId,
+        waited: Duration,
+        now: Instant,
+    ) -> bool {
+        let known = self.known.borrow();
+        known.get(&other).filter(|other| other.put_ns > 0).is_some_and(|other| {
+            let oldest = other.puts.iter().min().map_or(0, |oldest| nanos(now.since(*oldest)));
+            other.put_ns.max(oldest).saturating_mul(CLEARLY) <= nanos(waited)
+        })
     }
 
     /// True if devices of other nodes (other devices, where there is one node) have been busy with a
@@ -359,5 +414,21 @@ mod tests {
         devices.seen(DeviceId(2), vitals(0, 1024), at(0));
         devices.well(DeviceId(2), Work::Put, Duration::from_millis(50), at(0));
         assert_eq!(load(2, 0), 500, "it says that it is idle, and takes long");
+    }
+
+    #[test]
+    fn a_put_without_an_answer_counts_for_as_long_as_it_is_under_way() {
+        let (devices, map) = (Rc::new(Devices::default()), map());
+        let load = |device: usize, ms| devices.candidates(&map, None, at(ms))[device].load;
+        devices.well(DeviceId(0), Work::Put, Duration::from_millis(30), at(0));
+        let put = devices.begin(&map, DeviceId(1), Work::Put, at(0));
+        assert_eq!(load(1, 0), 320, "as slow as the others until more is known");
+        assert_eq!(load(1, 60), 620);
+        assert_eq!(load(1, 1_000), 10_020, "told from those that are only fully loaded");
+        drop(put);
+        assert_eq!(load(1, 1_000), 0);
+        let read = devices.begin(&map, DeviceId(2), Work::Read, at(0));
+        assert_eq!(load(2, 60), 20, "a read tells nothing of puts");
+        drop(read);
     }
 }

@@ -1,6 +1,6 @@
 //! Writing: all blocks in parallel. A member that refuses is replaced by another device, on another
-//! node while there are nodes enough; for one that is late another is written beside it, within a
-//! budget, and what is durable first counts.
+//! node while there are nodes enough; for one that is late, or slow where another would clearly be
+//! faster, another is written beside it, within a budget, and what is durable first counts.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -14,7 +14,7 @@ use bb_transport::{CallError, Outgoing};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use crate::devices::{Why, Work};
+use crate::devices::{Devices, Why, Work};
 use crate::io::{PgIo, Place};
 use crate::sealed::Sealed;
 use crate::{Shape, WriteError};
@@ -35,6 +35,8 @@ struct Flight {
     began: Instant,
     /// When it is looked at again.
     due: Instant,
+    /// From when on it is late: its device may not answer at all.
+    late_at: Instant,
     late: bool,
 }
 
@@ -225,8 +227,13 @@ impl<'a> Round<'a> {
     fn launch(&mut self, index: usize, device: DeviceId) {
         let (io, capability, pg, sealed) = (self.io, self.capability, self.pg, self.sealed);
         let began = io.rt.now();
-        let due = began + io.devices.put_late(device);
-        self.slots[index].flights.push(Flight { device, began, due, late: false });
+        let late_at = began + io.devices.put_late(device);
+        // Where the id says which devices a group has, a slow one is waited for.
+        let due = match self.placement() {
+            Placement::Deterministic => late_at,
+            Placement::LeastLoaded => late_at.min(began + Devices::put_slow()),
+        };
+        self.slots[index].flights.push(Flight { device, began, due, late_at, late: false });
         self.events.push(Box::pin(async move {
             Event::Put(index, device, io.put(capability, pg, sealed, index, device).await)
         }));
@@ -238,6 +245,7 @@ impl<'a> Round<'a> {
         device: DeviceId,
         result: Result<(), Refusal>,
     ) -> Result<(), WriteError> {
+        let now = self.io.rt.now();
         let slot = &mut self.slots[index];
         let before = slot.flights.len();
         slot.flights.retain(|flight| flight.device != device);
@@ -249,7 +257,9 @@ impl<'a> Round<'a> {
             Ok(()) => {
                 slot.done = Some(device);
                 // What another device does with it is settled between that and home (rule 1).
-                slot.flights.clear();
+                for other in slot.flights.drain(..) {
+                    self.io.devices.took_longer(other.device, now.since(other.began), now);
+                }
             }
             Err(Refusal::Final(failure)) => return Err(WriteError::Refused(failure)),
             Err(refusal) => self.refused(index, device, &refusal),
@@ -278,12 +288,22 @@ impl<'a> Round<'a> {
         true
     }
 
-    /// Puts whose time is up are late: another device gets the block, too, within the budget.
+    /// Puts whose time is up are late: another device gets the block, too, within the budget. So it
+    /// does while a put only takes long and another device would clearly be faster.
     fn look_at_clock(&mut self) {
         let now = self.io.rt.now();
-        let mut late = Vec::new();
+        let (mut slow, mut late, mut any_late) = (Vec::new(), Vec::new(), false);
         for (index, slot) in self.slots.iter_mut().enumerate().filter(|(_, s)| s.done.is_none()) {
+            let alone = slot.flights.len() == 1;
             for flight in slot.flights.iter_mut().filter(|flight| flight.due <= now) {
+                if now < flight.late_at {
+                    flight.due = flight.late_at.min(now + Devices::put_slow());
+                    if alone {
+                        slow.push((index, now.since(flight.began)));
+                    }
+                    continue;
+                }
+                any_late = true;
                 flight.due = now + now.since(flight.began).max(Duration::from_millis(1));
                 flight.late = true;
                 self.io.devices.avoid(&self.io.view.map(), flight.device, Why::Silent, now);
@@ -291,6 +311,12 @@ impl<'a> Round<'a> {
             if slot.wants(true) {
                 late.push(index);
             }
+        }
+        for (index, waited) in slow {
+            self.hedge(index, waited);
+        }
+        if !any_late {
+            return;
         }
         for index in late {
             if self.io.late_puts.spend(1) && self.replace(index) {
@@ -303,6 +329,17 @@ impl<'a> Round<'a> {
                 refresh.await;
                 Event::MapIsNew
             }));
+        }
+    }
+
+    /// Another device gets the block beside one that was waited for so long, if it is clearly faster.
+    fn hedge(&mut self, index: usize, waited: Duration) {
+        let now = self.io.rt.now();
+        let faster = |other| self.io.devices.is_clearly_faster(other, waited, now);
+        let Some(other) = self.choose_of(1, faster).first().copied() else { return };
+        if self.io.late_puts.spend(1) {
+            self.io.count(|stats| stats.hedge_puts += 1);
+            self.launch(index, other);
         }
     }
 
@@ -322,22 +359,21 @@ impl<'a> Round<'a> {
     /// Devices for so many blocks, apart from those that hold, are given, or refused one. May be too
     /// few.
     fn choose(&self, count: usize) -> Vec<DeviceId> {
+        self.choose_of(count, |_| true)
+    }
+
+    /// The same of those for which that is true.
+    fn choose_of(&self, count: usize, may: impl Fn(DeviceId) -> bool) -> Vec<DeviceId> {
         let (io, map, now) = (self.io, self.io.view.map(), self.io.rt.now());
         let all = io.candidates();
-        let rules = Rules {
-            placement: if io.limits.deterministic.unwrap_or(map.deterministic) {
-                Placement::Deterministic
-            } else {
-                Placement::LeastLoaded
-            },
-            apart: self.apart(&all),
-        };
+        let rules = Rules { placement: self.placement(), apart: self.apart(&all) };
         let given: Vec<DeviceId> = self.slots.iter().flat_map(Slot::devices).collect();
         let free = |c: &Candidate| {
             !given.contains(&c.device)
                 && !self.full.contains(&c.device)
                 && !self.failed.contains(&c.device)
                 && !self.silent.contains(&c.device)
+                && may(c.device)
         };
         let free: Vec<Candidate> = all.into_iter().filter(free).collect();
         let well = |c: &Candidate| !io.devices.is_avoided(&map, c.device, now);
@@ -354,6 +390,15 @@ impl<'a> Round<'a> {
         }
         // Rather one that refused another group a moment ago than none.
         choose(&free)
+    }
+
+    fn placement(&self) -> Placement {
+        let map = self.io.view.map();
+        if self.io.limits.deterministic.unwrap_or(map.deterministic) {
+            Placement::Deterministic
+        } else {
+            Placement::LeastLoaded
+        }
     }
 
     /// What keeps the blocks apart: the nodes of the map, not those that happen to answer.

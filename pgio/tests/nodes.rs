@@ -124,6 +124,73 @@ fn a_node_that_dies_under_a_put_is_replaced_long_before_the_put_times_out() {
     });
 }
 
+/// Blocks on the fourth of four nodes with two devices each, whose puts take so long, after four
+/// writers that know nothing have written fifty groups each.
+async fn on_a_slow_node(rt: &Rt, slow_ms: u64) -> (Rc<World>, usize) {
+    let w = Rc::new(world_of(rt, 4, 8));
+    node_fault(&w, 4, Fault::Slow(slow_ms));
+    let writers = (0..4).map(|writer| {
+        let w = w.clone();
+        rt.spawn(async move {
+            let mut on_it = 0;
+            for sequence in 0..50 {
+                let written = w.write_as(100 * writer + sequence, (2, 1), &pattern(100_000)).await;
+                let written = written.expect("written");
+                on_it += devices(&written).iter().filter(|device| *device % 4 == 3).count();
+            }
+            on_it
+        })
+    });
+    let mut on_it = 0;
+    for writer in writers.collect::<Vec<_>>() {
+        on_it += writer.await.expect("runs");
+    }
+    (w, on_it)
+}
+
+#[test]
+fn a_slow_node_gets_few_blocks_of_those_who_may_choose() {
+    run(20, |rt| async move {
+        let (_, on_it) = on_a_slow_node(&rt, 80).await;
+        assert!(on_it <= 24, "{on_it} of 600: only until it is known");
+    });
+}
+
+#[test]
+fn nobody_waits_for_a_slow_node_when_others_are_clearly_faster() {
+    run(21, |rt| async move {
+        let started = rt.now();
+        // Not late: it would answer in time.
+        let (w, on_it) = on_a_slow_node(&rt, 900).await;
+        let took = rt.now().since(started);
+        let stats = w.io.stats();
+        assert_eq!(on_it, 0);
+        assert!(stats.hedge_puts > 0 && stats.hedge_puts <= 16 + 600 / 20, "{stats:?}");
+        assert!(took < Duration::from_millis(450), "{took:?}");
+        let wanted = Geometry::new(3, 1).expect("valid");
+        assert_eq!(w.io.usable_geometry(wanted), Some(wanted), "slow is not silent");
+    });
+}
+
+#[test]
+fn no_put_is_hedged_when_all_are_equally_slow_nor_where_placement_is_fixed() {
+    run(22, |rt| async move {
+        let w = world_of(&rt, 4, 8);
+        (0..8).for_each(|device| w.fault(device, Fault::Slow(600)));
+        for sequence in 0..20 {
+            w.write_as(sequence, (2, 1), &pattern(100_000)).await.expect("written");
+        }
+        let map = w.changed(|map| map.deterministic = true);
+        *w.map.now.borrow_mut() = Rc::new(map);
+        w.members.faults.borrow_mut().clear();
+        node_fault(&w, 4, Fault::Slow(600));
+        for sequence in 20..40 {
+            w.write_as(sequence, (2, 1), &pattern(100_000)).await.expect("written");
+        }
+        assert_eq!(w.io.stats().hedge_puts, 0);
+    });
+}
+
 #[test]
 fn a_map_that_says_the_node_is_down_ends_the_wait_for_its_put() {
     run(6, |rt| async move {
