@@ -49,3 +49,42 @@ impl Drop for Asking<'_> {
         self.ended.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+    use std::time::Duration;
+
+    use bb_runtime::Executor;
+
+    #[test]
+    fn who_waits_goes_on_when_whoever_asks_has_ended_and_nobody_waits_for_another_file() {
+        let executor = Executor::simulated(1);
+        let rt = executor.rt();
+        executor.block_on(async {
+            let learning = Rc::new(Learning::default());
+            let (this, other) = ((PartitionId(1), Fid(1)), (PartitionId(1), Fid(2)));
+            assert!(!learning.wait(this).await, "nobody asks");
+            let asking = learning.begin(this);
+            let ended = Rc::new(Cell::new(0));
+            for _ in 0..3 {
+                let (learning, ended) = (learning.clone(), ended.clone());
+                drop(rt.spawn(async move {
+                    assert!(learning.wait(this).await);
+                    ended.set(ended.get() + 1);
+                }));
+            }
+            rt.sleep(Duration::from_secs(1)).await;
+            assert!(!learning.wait(other).await);
+            assert_eq!(ended.get(), 0);
+            let beside = learning.begin(this);
+            drop(asking);
+            rt.sleep(Duration::from_secs(1)).await;
+            assert_eq!(ended.get(), 3);
+            assert!(learning.0.borrow().contains_key(&this), "another asks now");
+            drop(beside);
+            assert!(learning.0.borrow().is_empty());
+        });
+    }
+}

@@ -111,9 +111,15 @@ impl Pg {
     }
 
     fn memory_bytes(&self) -> u64 {
-        let home = |home: &HomeRecord| HOME_BYTES + home.participants.len() as u64 * 8;
-        PG_BYTES + u64::from(self.member_count()) * 8 + self.home.as_deref().map_or(0, home)
+        let participants = self.home.as_deref().map(|home| home.participants.len());
+        record_bytes(u64::from(self.member_count()), participants)
     }
+}
+
+/// Memory of a record with so many members: home's, with its participants, or a stub.
+pub fn record_bytes(members: u64, participants: Option<usize>) -> u64 {
+    let home = participants.map_or(0, |others| HOME_BYTES + others as u64 * 8);
+    PG_BYTES + members * 8 + home
 }
 
 /// Changes of how many bytes fragments name, gathered while a mutation is applied: a group that

@@ -99,7 +99,7 @@ impl PartitionHost {
         lessons: Vec<RegionMutation>,
         class: ServiceClass,
     ) -> Result<Option<Response>, Failure> {
-        self.check_budget(commit, inline.len())?;
+        self.check_budget(partition, commit, inline.len())?;
         let absent_members = self.absent_members(partition, commit);
         if has_too_few(commit, absent_members) {
             return self.forbid(partition, class, commit.descriptor.pg).await.map(Some);
@@ -136,10 +136,21 @@ impl PartitionHost {
     /// Metadata has a budget (rule 16), and inline groups have half of it: their bytes stay in the
     /// log and in its snapshots, and the client puts what is refused into blocks. Not a condition of
     /// the mutation: what is refused here has not been logged.
-    fn check_budget(&self, commit: &Commit, inline_bytes: usize) -> Result<(), Failure> {
+    fn check_budget(
+        &self,
+        partition: &Partition,
+        commit: &Commit,
+        inline_bytes: usize,
+    ) -> Result<(), Failure> {
         let (inline_bytes, max) = (inline_bytes as u64, self.config.metadata_bytes_max);
         let fragments = commit.fragments.len() as u64 * super::region_table::FRAGMENT_BYTES;
-        let enough = self.meter.memory_bytes() + fragments + inline_bytes <= max
+        let members = match &commit.descriptor.body {
+            PgBody::Blocks { members, .. } => members.len() as u64,
+            PgBody::Inline { .. } => 0,
+        };
+        let is_home = commit.descriptor.pg.home == partition.id();
+        let group = super::pg::record_bytes(members, is_home.then_some(commit.participants.len()));
+        let enough = self.meter.memory_bytes() + fragments + group + inline_bytes <= max
             && (inline_bytes == 0 || self.meter.inline_bytes() + inline_bytes <= max / 2);
         if !enough && !planted::is(Planted::IgnoreBudget) {
             return Err(Failure::new(Code::NoSpace, "the memory for metadata is used up"));
