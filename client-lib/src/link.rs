@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bb_cluster::{ClusterMap, MapDelta};
 use bb_pgio::{Primary, partition_lost, while_current};
-use bb_proto::meta::{self, GetMap, GetMapReply, Process};
+use bb_proto::meta::{self, GetMap, GetMapReply};
 use bb_proto::{Code, Incarnation, Kind, NodeId, PartitionId, ServiceClass, Tick};
 use bb_runtime::{Buf, BufMut, BufPool, Rt, sync::Notify};
 use bb_transport::{Address, Answer, CallError, Caller, Outgoing, Vitals};
@@ -180,39 +180,15 @@ impl Link {
         for attempt in 0.. {
             match self.ask_once(partition, ask).await {
                 Ok(answer) => return Ok(answer),
-                Err(error) => self.after_failure(error).await?,
-            }
-            if self.0.rt.now() >= give_up {
-                break;
-            }
-            self.back_off(attempt).await;
-        }
-        Err(self.timed_out())
-    }
-
-    /// The same with a request that says who may have begun it already. Whoever is asked and does
-    /// not answer for good is added to `asked`.
-    pub async fn ask_telling(
-        &self,
-        partition: PartitionId,
-        asked: &mut Vec<Process>,
-        mut make: impl FnMut(&[Process]) -> Ask,
-    ) -> Result<Answer> {
-        let give_up = self.give_up();
-        for attempt in 0.. {
-            let process = self.process_of(partition);
-            match self.ask_once(partition, &make(asked)).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    if let Some((node, incarnation)) = process
-                        && may_have_begun(&error)
-                    {
-                        let process = Process { node: node.0, incarnation: incarnation.0 };
-                        if !asked.contains(&process) {
-                            asked.push(process);
-                        }
-                    }
-                    self.after_failure(error).await?;
+                Err(CallError::Refused(failure, _)) => match failure.kind() {
+                    Code::Busy => {}
+                    Code::Fenced => self.refresh_map().await,
+                    _ => return Err(failure.into()),
+                },
+                Err(CallError::Rejected(text)) => return Err(Error::Rejected(text)),
+                Err(CallError::TimedOut | CallError::Disconnected { .. }) => {
+                    self.count(|counters| counters.repeated += 1);
+                    self.refresh_map().await;
                 }
             }
             if self.0.rt.now() >= give_up {
@@ -221,26 +197,6 @@ impl Link {
             self.back_off(attempt).await;
         }
         Err(self.timed_out())
-    }
-
-    /// Gets ready for the next attempt.
-    ///
-    /// # Errors
-    /// What cannot be mended by another.
-    async fn after_failure(&self, error: CallError) -> Result<()> {
-        match error {
-            CallError::Refused(failure, _) => match failure.kind() {
-                Code::Busy => {}
-                Code::Fenced => self.refresh_map().await,
-                _ => return Err(failure.into()),
-            },
-            CallError::Rejected(text) => return Err(Error::Rejected(text)),
-            CallError::TimedOut | CallError::Disconnected { .. } => {
-                self.count(|counters| counters.repeated += 1);
-                self.refresh_map().await;
-            }
-        }
-        Ok(())
     }
 
     /// Asks once.
@@ -428,17 +384,6 @@ impl Link {
             *self.0.map.borrow_mut() = Rc::new(map);
         }
         Ok(())
-    }
-}
-
-/// True unless whoever was asked has certainly not begun what it was asked for. A role that was lost
-/// may have been lost half-way.
-fn may_have_begun(error: &CallError) -> bool {
-    match error {
-        CallError::Refused(failure, _) => matches!(failure.kind(), Code::Busy | Code::Fenced),
-        CallError::Disconnected { maybe_sent } => *maybe_sent,
-        CallError::TimedOut => true,
-        CallError::Rejected(_) => false,
     }
 }
 

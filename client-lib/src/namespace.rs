@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use bb_proto::meta::{
     self, Attributes, DirEntry, Namespace, NamespaceOp, NamespaceReply, OpChown, OpMode, OpOpen,
-    OpPath, OpReaddir, OpTimes, OpTruncate, OpTwo, Process, Space,
+    OpPath, OpReaddir, OpTimes, OpTruncate, OpTwo, Space,
 };
 use bb_proto::{Capability, Kind};
 
@@ -244,11 +244,9 @@ impl Inner {
         credentials: &meta::Credentials,
         op: NamespaceOp,
     ) -> Result<NamespaceReply> {
-        // Beyond the end of a session, too: what was begun in it may still be under way.
-        let mut asked = Vec::new();
         loop {
             let session = self.session.id();
-            match self.names_once(credentials, op.clone(), &mut asked).await {
+            match self.names_once(credentials, op.clone()).await {
                 Err(error) if self.recovered(&error, session).await => {}
                 result => return result,
             }
@@ -260,23 +258,18 @@ impl Inner {
         self: &Rc<Self>,
         credentials: &meta::Credentials,
         op: NamespaceOp,
-        asked: &mut Vec<Process>,
     ) -> Result<NamespaceReply> {
         let number = self.session.number();
-        let mut request = Namespace {
+        let body = meta::encode(&Namespace {
             session: number.id.0,
             sequence: number.sequence,
             acknowledged: self.session.acknowledged(),
             credentials: credentials.clone(),
             owner: None,
-            asked: Vec::new(),
             op: Some(op),
-        };
-        let make = |asked: &[Process]| {
-            request.asked = asked.to_vec();
-            Ask::new(Kind::Namespace, meta::encode(&request))
-        };
-        let answer = self.link.ask_telling(self.session.partition(), asked, make).await?;
+        });
+        let ask = Ask::new(Kind::Namespace, body);
+        let answer = self.link.ask(self.session.partition(), &ask).await?;
         Ok(meta::decode(&answer.body)?)
     }
 
@@ -288,8 +281,7 @@ impl Inner {
             let path = node.path.borrow().clone();
             let op = NamespaceOp::Open(OpOpen { path, flags, mode: 0 });
             let asked = self.rt().now();
-            // It makes nothing: it does not matter who else may have begun it.
-            let reply = self.names_once(&opened.credentials, op, &mut Vec::new()).await?;
+            let reply = self.names_once(&opened.credentials, op).await?;
             match reply.file {
                 Some(handle) if Capability::from(&handle.capability).fid == node.fid => {
                     let capability = Capability::from(&handle.capability);

@@ -478,17 +478,6 @@ pub struct Attributes {
     pub rdev: u64,
 }
 
-/// One life of one server process.
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub struct Process {
-    /// The node.
-    #[prost(uint32, tag = "1")]
-    pub node: u32,
-    /// The life.
-    #[prost(uint64, tag = "2")]
-    pub incarnation: u64,
-}
-
 /// A namespace operation, to the partition of the session.
 #[derive(Clone, PartialEq, Message)]
 pub struct Namespace {
@@ -507,9 +496,6 @@ pub struct Namespace {
     /// User whom the session belongs to. Servers say it; a client's word is not read.
     #[prost(uint32, optional, tag = "5")]
     pub owner: Option<u32>,
-    /// Processes that may have begun it: each that was asked and did not answer, or not for good.
-    #[prost(message, repeated, tag = "6")]
-    pub asked: Vec<Process>,
     /// What is asked.
     #[prost(oneof = "NamespaceOp", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22")]
     pub op: Option<NamespaceOp>,

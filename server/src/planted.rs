@@ -36,8 +36,8 @@ pub enum Planted {
     PrestageOverwrites,
     /// Rule 8: a namespace operation that comes again is done again.
     RetryTwice,
-    /// Rule 10: a file is made by a process while one before it may still be making it.
-    CreateUnproven,
+    /// Rule 10: an operation on names is settled while a process before may still be at it.
+    SettleUnproven,
     /// Rule 8: fragments are dropped before the backing file system has removed the last name.
     DropBeforeBfsAgreed,
     /// Rule 7: a size that was reached before a truncate is taken over after it.

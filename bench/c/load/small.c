@@ -34,7 +34,7 @@ static uint64_t number_of(uint64_t number) { return ((uint64_t)task.rank << 32) 
 static void create(const char *path, char *data, uint64_t number)
 {
     stamp(data, task.len, number_of(number), 0);
-    int fd = io.open(path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    int fd = io.open(path, O_WRONLY | O_CREAT | O_EXCL, 0644);
     MUST(fd >= 0);
     MUST(io.pwrite(fd, data, task.len, 0) == (ssize_t)task.len);
     if (task.durable)

@@ -278,7 +278,6 @@ async fn forge(executor: &bb_runtime::Executor, ring: &bb_runtime::uring::Uring,
             acknowledged: 0,
             credentials: as_user(0),
             owner: Some(USER),
-            asked: Vec::new(),
             op: Some(NamespaceOp::Stat(stat)),
         });
         let body = if kind == Kind::Namespace { stat } else { renew };

@@ -5,7 +5,7 @@
 //! | `session_mutation`, `session_table` | who is there, which operations are in doubt or answered |
 //! | `sessions` | open, renew, close, lease; the door to the namespace |
 //! | `write_through` | the only mode yet: each operation once, on the backing file system |
-//! | `once` | operations that are logged: unlink, rename, mkdir, rmdir, exclusive creation |
+//! | `once` | operations that are logged: unlink, rename, mkdir, rmdir, create |
 //! | `repeatable` | the others, and those that only read |
 
 mod once;

@@ -99,17 +99,6 @@ impl WriteThrough {
         self.opened(request, op, found).await
     }
 
-    /// Opens a file, or makes it where it is not.
-    pub(super) async fn open_or_make(
-        &self,
-        request: &Request,
-        op: &OpOpen,
-    ) -> Result<NamespaceReply, Failure> {
-        let opened = self.parts.bfs.open(&request.credentials, &op.path, op.flags, op.mode).await;
-        let found = self.made(request.session, opened).await?;
-        self.opened(request, op, found).await
-    }
-
     /// The file is open on the backing file system: opens it at its record, and cuts it if asked.
     pub(super) async fn opened(
         &self,

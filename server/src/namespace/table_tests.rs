@@ -31,15 +31,8 @@ fn binding(byte: u8) -> Binding {
 fn intent() -> Intent {
     let credentials = Credentials { uid: 1, gid: 2, groups: vec![3], umask: 0 };
     let process = ProcessId { node: NodeId(1), incarnation: Incarnation(2) };
-    let request = Namespace {
-        session: 1,
-        sequence: 1,
-        acknowledged: 0,
-        credentials,
-        owner: None,
-        asked: Vec::new(),
-        op: None,
-    };
+    let request =
+        Namespace { session: 1, sequence: 1, acknowledged: 0, credentials, owner: None, op: None };
     Intent { request, process, at_ns: 5, source: Some(binding(1)), victim: None }
 }
 

@@ -1,19 +1,18 @@
 //! The write-through mode: each operation is done on the backing file system before it is
 //! answered, exactly once for its number (rule 8).
 //!
-//! Operations that cannot be done twice are logged before and after. The others (opening a file,
-//! or making it where it is not, chmod, times, truncate, which has its own log) may be done again
-//! after a crash; their answers are kept in memory only, against requests that arrive twice. An open
-//! that may make a file does no harm when it is done again, but when it is done late, by a process
-//! that is gone, it would bring back a file that was removed since. So one that others may have begun
-//! waits until they are proven gone: whoever asks says who they are (decision 15).
+//! Operations that cannot be done twice are logged before and after. The others (chmod, times,
+//! opening what exists, truncate, which has its own log) may be done again after a crash; their
+//! answers are kept in memory only, against requests that arrive twice. An open that makes a file is
+//! logged also without O_EXCL: done again it does no harm, but done late by a process that is gone
+//! it would bring back a file that was removed since.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bb_proto::meta::{Namespace as Request, NamespaceOp, NamespaceReply, Process};
+use bb_proto::meta::{Namespace as Request, NamespaceOp, NamespaceReply, OpOpen};
 use bb_proto::{ClientSequence, Code, Failure, ServiceClass, SessionId};
 use bb_runtime::sync::Notify;
 
@@ -21,13 +20,8 @@ use super::session_mutation::{Answer, SessionChange, SessionMutation, SessionOut
 use super::session_table::Operation;
 use super::{Namespace, NamespaceFuture};
 use crate::files::Parts;
-use crate::files::peers::refusal;
-use crate::partition::region_mutation::ProcessId;
 use crate::partition::{Mutation, Partition};
 use crate::planted::{self, Planted};
-
-/// Processes that may have begun an operation: each is one more that died while its client waited.
-const ASKED_MAX: usize = 256;
 
 /// Number of an operation.
 type Number = (SessionId, ClientSequence);
@@ -136,51 +130,21 @@ impl WriteThrough {
             }
         }
         if is_logged(request.op.as_ref()) {
-            // Who has begun it is in the log.
-            return self.begin(partition, number, Request { asked: Vec::new(), ..request }).await;
+            return self.begin(partition, number, request).await;
         }
-        let result = match &request.op {
-            Some(NamespaceOp::Open(open)) if open.flags & libc::O_CREAT != 0 => {
-                let _under_way = partition.unlogged()?;
-                self.prove_gone(&request.asked).await?;
-                self.open_or_make(&request, open).await
-            }
-            _ => self.repeatable(&request).await,
+        let result = match without_creation(&request) {
+            Some(existing) => match self.repeatable(&existing).await {
+                // It would make a file. Logged, because the call may hang, outlive this process and
+                // make the file when another client has removed it already (rule 10).
+                Err(failure) if failure.errno == libc::ENOENT => {
+                    return self.begin(partition, number, request).await;
+                }
+                result => result,
+            },
+            None => self.repeatable(&request).await,
         };
         self.remember(number, &result);
         result
-    }
-
-    /// Whatever of an operation was under way in `processes` must have ended before it is done here:
-    /// a call that hangs in a kernel outlives its process (rule 10). One that is in the map and lives
-    /// on has given its role away, and before that ended what it had begun.
-    async fn prove_gone(&self, processes: &[Process]) -> Result<(), Failure> {
-        if processes.len() > ASKED_MAX {
-            return Err(Failure::new(Code::Invalid, "more processes than one operation can meet"));
-        }
-        if planted::is(Planted::CreateUnproven) {
-            return Ok(());
-        }
-        let map = self.parts.shared.map();
-        for process in processes {
-            let process = ProcessId::new(process.node, process.incarnation);
-            let own = self.parts.process();
-            let lives_on = if process.node == own.node {
-                process == own
-            } else {
-                map.node(process.node).is_some_and(|node| {
-                    node.is_active() && node.incarnation == process.incarnation.0
-                })
-            };
-            if lives_on {
-                continue;
-            }
-            let gone = self.parts.bfs.proven_gone(process).await;
-            if !gone.map_err(|error| refusal(&error))? {
-                return Err(Failure::new(Code::Busy, "the process before is not proven gone"));
-            }
-        }
-        Ok(())
     }
 
     /// Keeps an answer that is not logged, against requests that arrive twice.
@@ -317,6 +281,18 @@ fn is_read_only(op: Option<&NamespaceOp>) -> bool {
                 | NamespaceOp::Statvfs(_)
         )
     )
+}
+
+/// Opens that make a file where there is none: the same that only opens what is there.
+fn without_creation(request: &Request) -> Option<Request> {
+    match &request.op {
+        Some(NamespaceOp::Open(open)) if open.flags & libc::O_CREAT != 0 => {
+            let flags = open.flags & !libc::O_CREAT;
+            let op = Some(NamespaceOp::Open(OpOpen { flags, ..open.clone() }));
+            Some(Request { op, ..request.clone() })
+        }
+        _ => None,
+    }
 }
 
 /// True for what must not be done twice.

@@ -46,8 +46,6 @@ pub struct Partition {
     flow: RefCell<Flow>,
     outbox: Rc<dyn Outbox>,
     meter: Rc<Meter>,
-    /// What is being done on the backing file system without an intent in the log.
-    pub(super) unlogged: Cell<u64>,
 }
 
 /// Who sends what a primary has logged to the other members.
@@ -135,7 +133,6 @@ impl Partition {
             flow: RefCell::default(),
             outbox,
             meter,
-            unlogged: Cell::new(0),
         })
     }
 

@@ -73,7 +73,6 @@ pub(crate) mod test_world;
 pub use engine::Partition;
 pub use host::{HostConfig, OnServe, PartitionHost};
 pub use mutation::{Mutation, Outcome};
-pub use primary::Unlogged;
 pub use replay::{PartitionReplay, Replica};
 pub use senders::{Council, NoCouncil};
 pub use state::PartitionState;

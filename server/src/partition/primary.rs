@@ -1,11 +1,10 @@
 //! What a primary knows of its followers, and what they are sent.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
 
-use bb_proto::{ConfigNumber, Failure, NodeId};
+use bb_proto::{ConfigNumber, NodeId};
 
-use super::engine::{Partition, not_primary};
+use super::engine::Partition;
 use super::role::{Follower, Phase, Primary, Role};
 use super::tail::RecordBytes;
 use crate::planted::{self, Planted};
@@ -26,16 +25,6 @@ pub(super) enum Lack {
     SentAgain,
     /// What it needs is not kept here any more.
     Forgotten,
-}
-
-/// Something under way on the backing file system that is not in the log.
-pub struct Unlogged(Rc<Partition>);
-
-impl Drop for Unlogged {
-    fn drop(&mut self) {
-        self.0.unlogged.set(self.0.unlogged.get() - 1);
-        self.0.progress.notify_all();
-    }
 }
 
 impl Partition {
@@ -99,21 +88,8 @@ impl Partition {
         }
     }
 
-    /// Something is about to be done on the backing file system that is not in the log: the role is
-    /// not given away before the guard goes.
-    ///
-    /// # Errors
-    /// [`Code::Fenced`](bb_proto::Code::Fenced) where the role is gone already.
-    pub fn unlogged(self: &Rc<Self>) -> Result<Unlogged, Failure> {
-        if !self.serves() {
-            return Err(not_primary(self.id));
-        }
-        self.unlogged.set(self.unlogged.get() + 1);
-        Ok(Unlogged(self.clone()))
-    }
-
-    /// Waits until all that was begun has ended: nothing under way on the backing file system, no
-    /// record that is not committed. In that very turn the partition is closed: nothing is begun any
+    /// Waits until all that was begun has ended: no intent on the backing file system, no record
+    /// that is not committed. In that very turn the partition is closed: nothing is numbered any
     /// more. False if the map has decided otherwise meanwhile.
     pub async fn drained(&self, config: ConfigNumber) -> bool {
         loop {
@@ -126,8 +102,7 @@ impl Partition {
                 self.set_phase(Phase::Serving);
                 return true;
             }
-            let none_under_way = self.unlogged.get() == 0 && !self.state().has_intents();
-            if all_applied && none_under_way {
+            if all_applied && !self.state().has_intents() {
                 self.set_phase(Phase::HandingOver);
                 return true;
             }

@@ -240,7 +240,7 @@ async fn make_small(
     rank: u64,
     shape: Shape,
 ) -> Result<(), bb_client::Error> {
-    let flags = libc::O_CREAT | libc::O_TRUNC | libc::O_WRONLY;
+    let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY;
     for number in 0..shape.files_each {
         let name = format!("/small/{rank}.{number}");
         let file = me.client.open(name.as_bytes(), flags, 0o644).await?;

@@ -19,7 +19,6 @@ fn request(client: &Client<'_>, acknowledged: ClientSequence, op: NamespaceOp) -
         acknowledged: acknowledged.0,
         credentials: Credentials { uid, gid: uid, groups: vec![], umask: 0 },
         owner: None,
-        asked: Vec::new(),
         op: Some(op),
     })
 }

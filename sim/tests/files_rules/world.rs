@@ -9,7 +9,7 @@ use std::time::Duration;
 use bb_cluster::{ClusterMap, DeviceEntry, NodeEntry, PartitionEntry};
 use bb_proto::meta::{
     Credentials, FileHandle, FileRegions, FileSize, FileStat, FileState, Namespace, NamespaceOp,
-    NamespaceReply, OpMode, OpOpen, OpPath, OpTwo, Process, RegionOperation, RegionOperationReply,
+    NamespaceReply, OpMode, OpOpen, OpPath, OpTwo, RegionOperation, RegionOperationReply,
     SessionOpen, SessionOpenReply, decode, encode,
 };
 use bb_proto::{
@@ -167,7 +167,7 @@ impl Life {
     }
 }
 
-fn map(incarnation: Incarnation) -> ClusterMap {
+fn map() -> ClusterMap {
     let device = |id| DeviceEntry {
         id,
         uuid: vec![9; 16],
@@ -185,7 +185,7 @@ fn map(incarnation: Incarnation) -> ClusterMap {
         nodes: vec![NodeEntry {
             id: 1,
             address: "n1".into(),
-            incarnation: incarnation.0,
+            incarnation: 1,
             ..NodeEntry::default()
         }],
         devices: (0..3).map(device).collect(),
@@ -231,14 +231,8 @@ impl World {
         let bfs: Rc<dyn bb_server::bfs::Bfs> = process.clone();
         bfs.hold(ProcessId::new(1, incarnation.0)).await.expect("lock");
         let address = Address::from("n1");
-        let shared = Rc::new(Shared::new(
-            &domain,
-            NodeId(1),
-            address,
-            incarnation,
-            map(incarnation),
-            Tick(1000),
-        ));
+        let shared =
+            Rc::new(Shared::new(&domain, NodeId(1), address, incarnation, map(), Tick(1000)));
         let caller: Rc<dyn Caller> = Rc::new(ToWorld(Rc::downgrade(self)));
         let mut replay = PartitionReplay::new();
         for (partition, record) in self.records.borrow().iter() {
@@ -357,32 +351,17 @@ impl Client<'_> {
         let uid = self.uid;
         let credentials = Credentials { uid, gid: uid, groups: vec![], umask: 0 };
         let (session, op) = (self.session.0, Some(op));
-        let (owner, asked) = (None, Vec::new());
-        encode(&Namespace { session, sequence, acknowledged: 0, credentials, owner, asked, op })
+        encode(&Namespace { session, sequence, acknowledged: 0, credentials, owner: None, op })
     }
 
     pub fn home(&self) -> PartitionId {
         partition_of_session(self.session, PARTITIONS)
     }
 
-    /// One operation, repeated under its number until it is answered. Says which processes of the
-    /// server it was asked of, as the client library does.
+    /// One operation, repeated under its number until it is answered.
     pub async fn op(&self, op: NamespaceOp) -> Result<NamespaceReply, Failure> {
-        let number = self.number();
-        let mut request: Namespace = decode(&self.request(number, op)).expect("just encoded");
-        loop {
-            let incarnation = self.world.incarnation.get();
-            match self.world.ask_once(Kind::Namespace, self.home(), encode(&request)).await {
-                Err(failure) if failure.kind() == Code::Busy => {
-                    let process = Process { node: 1, incarnation };
-                    if !request.asked.contains(&process) {
-                        request.asked.push(process);
-                    }
-                    self.world.rt.sleep(Duration::from_millis(5)).await;
-                }
-                result => return decode(&result?),
-            }
-        }
+        let body = self.request(self.number(), op);
+        decode(&self.world.ask(Kind::Namespace, self.home(), body).await?)
     }
 
     pub async fn open(&self, path: &str, flags: i32) -> Result<(Fid, FileHandle), Failure> {
