@@ -79,9 +79,10 @@ pub async fn run_storm(bench: Rc<Bench>, places: Vec<Rc<Place>>) {
         bench: bench.clone(),
         places,
         hurt: RefCell::default(),
-        // Not in all: much of such a run is spent on the operator, and few other things go wrong.
+        // Not in all: much of such a run is spent on the operator, and few other things go wrong. But
+        // in so many that the fault does not depend on luck among the runs of `./x test`.
         damages: Cell::new(
-            matches!(family, Family::NodesPower | Family::NodesMixed) && world.one_in(2),
+            matches!(family, Family::NodesPower | Family::NodesMixed) && !world.one_in(4),
         ),
     });
     // As many things go wrong at a time as the cluster is to survive.
