@@ -87,7 +87,7 @@ mod list {
         server("9", "mark-clean-changed", S::MarkCleanChanged, Family::Hot, 5),
         server("9", "prestage-overwrites", S::PrestageOverwrites, Family::Hot, 4),
         server("10", "ignore-hung-write", S::IgnoreHungWrite, Family::Calm, 17),
-        server("10", "settle-unproven", S::SettleUnproven, Family::Calm, 19),
+        server("10", "settle-unproven", S::SettleUnproven, Family::Calm, 60),
         server("10", "sync-without-intent", S::SyncWithoutIntent, Family::Bfs, 33),
         server("11", "drop-dirty-unmounted", S::DropDirtyUnmounted, Family::Bfs, 24),
         of("12", "trust-torn-record", Kind::TornRecord, Family::Calm, 21),
