@@ -69,10 +69,10 @@ mod list {
 
     /// All of them, by rule.
     pub const ALL: &[Plant] = &[
-        server("1", "skip-horizon", S::SkipHorizon, Family::Away, 55),
+        server("1", "skip-horizon", S::SkipHorizon, Family::Away, 39),
         client("1", "drop-sealed-before-commit", C::DropSealedBeforeCommit, Family::Away, 23),
         server("2", "free-at-first-release", S::FreeAtFirstRelease, Family::Hot, 19),
-        server("3", "forget-commit-ids", S::ForgetCommitIds, Family::Hot, 23),
+        server("3", "forget-commit-ids", S::ForgetCommitIds, Family::Hot, 0),
         client("3", "skip-reorder-wait", C::SkipReorderWait, Family::Net, 35),
         server("4", "give-block-twice", S::FreeByAddress, Family::Hot, 0),
         server("4", "free-under-reader", S::FreeUnderReader, Family::Calm, 8),
