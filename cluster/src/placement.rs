@@ -101,11 +101,11 @@ fn less_loaded_of_two(left: &[Candidate], open: &[usize], chance: Chance<'_>) ->
     // Two different ones: else a loaded device would win against itself. Of two nodes where there are
     // two: devices of a slow server are slow together, and each would win against its sister.
     let other_node = |at: &usize| left[open[*at]].node != left[open[first]].node;
-    let others: Vec<usize> = (0..open.len()).filter(other_node).collect();
-    let second = if others.is_empty() {
-        (first + 1 + draw(open.len() - 1)) % open.len()
-    } else {
-        others[draw(others.len())]
+    let others = || (0..open.len()).filter(other_node);
+    let any = (first + 1) % open.len();
+    let second = match others().count() {
+        0 => (any + draw(open.len() - 1)) % open.len(),
+        count => others().nth(draw(count)).unwrap_or(any),
     };
     let (a, b) = (open[first], open[second]);
     if left[b].load < left[a].load { b } else { a }
